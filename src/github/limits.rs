@@ -1,0 +1,111 @@
+//! GitHub's rate-limit fields, and what a refusal by them looks like.
+//!
+//! Source: docs.github.com, "Rate limits for the REST API". Primary and secondary limits both come as 403
+//! or 429.
+
+use http::{HeaderMap, StatusCode, header};
+
+/// What `X-RateLimit-*` said about the credential that asked.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Quota {
+    /// Requests per hour.
+    pub limit: Option<u64>,
+    /// Requests left until `reset`.
+    pub remaining: Option<u64>,
+    /// Requests counted since the last reset, by whoever made them.
+    pub used: Option<u64>,
+    /// Seconds since 1970.
+    pub reset: Option<u64>,
+    /// The pool: `core`, `search`, `graphql`, …
+    pub resource: Option<&'static str>,
+}
+
+/// The pools that GitHub documents ("REST API endpoints for rate limits").
+const RESOURCES: [&str; 13] = [
+    "core",
+    "search",
+    "code_search",
+    "graphql",
+    "integration_manifest",
+    "dependency_snapshots",
+    "dependency_sbom",
+    "code_scanning_upload",
+    "code_scanning_autofix",
+    "actions_runner_registration",
+    "source_import",
+    "scim",
+    "audit_log",
+];
+
+impl Quota {
+    /// Reads the five fields; those that are missing or malformed are none.
+    pub fn read(headers: &HeaderMap) -> Quota {
+        let number = |name| headers.get(name).and_then(|v| v.to_str().ok()?.trim().parse().ok());
+        Quota {
+            limit: number("x-ratelimit-limit"),
+            remaining: number("x-ratelimit-remaining"),
+            used: number("x-ratelimit-used"),
+            reset: number("x-ratelimit-reset"),
+            resource: headers.get("x-ratelimit-resource").map(|v| {
+                let known = RESOURCES.iter().find(|r| r.as_bytes() == v.as_bytes());
+                known.copied().unwrap_or("other")
+            }),
+        }
+    }
+}
+
+/// Whether a 403 or 429 is a rate limit, primary or secondary, and not a lack of permission.
+///
+/// `message` is the start of the body, where it is known. A 403 that says neither `Retry-After` nor
+/// `Remaining: 0` is told by its message only.
+pub fn is_rate_limited(status: StatusCode, headers: &HeaderMap, message: &[u8]) -> bool {
+    match status {
+        StatusCode::TOO_MANY_REQUESTS => true,
+        StatusCode::FORBIDDEN => {
+            headers.contains_key(header::RETRY_AFTER)
+                || Quota::read(headers).remaining == Some(0)
+                || ["rate limit", "abuse detection"].iter().any(|words| contains_ignore_case(message, words))
+        }
+        _ => false,
+    }
+}
+
+fn contains_ignore_case(text: &[u8], words: &str) -> bool {
+    text.windows(words.len()).any(|w| w.eq_ignore_ascii_case(words.as_bytes()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(fields: &[(&'static str, &'static str)]) -> HeaderMap {
+        fields.iter().map(|(n, v)| (n.parse().unwrap(), v.parse().unwrap())).collect()
+    }
+
+    #[test]
+    fn tells_rate_limits_from_refusals() {
+        let secondary = br#"{"message":"You have exceeded a secondary rate limit."}"#;
+        for (status, fields, body, limited) in [
+            (429, vec![], &b""[..], true),
+            (403, vec![("x-ratelimit-remaining", "0")], b"", true),
+            (403, vec![("retry-after", "60")], b"", true),
+            (403, vec![], &secondary[..], true),
+            (403, vec![("x-ratelimit-remaining", "7")], br#"{"message":"Resource not accessible"}"#, false),
+            (404, vec![("x-ratelimit-remaining", "0")], b"", false),
+            (200, vec![("x-ratelimit-remaining", "0")], b"", false),
+        ] {
+            let status = StatusCode::from_u16(status).unwrap();
+            assert_eq!(is_rate_limited(status, &headers(&fields), body), limited, "{status} {fields:?}");
+        }
+    }
+
+    #[test]
+    fn reads_the_five_fields() {
+        let quota = Quota::read(&headers(&[
+            ("x-ratelimit-limit", "5000"),
+            ("x-ratelimit-remaining", "x"),
+            ("x-ratelimit-resource", "core"),
+        ]));
+        assert_eq!((quota.limit, quota.remaining, quota.resource), (Some(5000), None, Some("core")));
+    }
+}
