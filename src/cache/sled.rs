@@ -1,0 +1,300 @@
+//! The room on disk: three sled trees, a limit on what the directory occupies, least recently used out first.
+//!
+//! `entries` holds the records, `bodies` the bodies (under key and sha256, so that a key's bodies lie
+//! together), `uses` when a key was last used and how much it holds: the one tree that is read at start.
+//!
+//! sled 0.34 writes a log and reuses its segments: the directory grows to about twice the live data and
+//! does not shrink. So the limit is kept by measuring: the live data may be at most a share of
+//! the limit, and the share falls when the directory comes near it.
+
+use std::collections::{BTreeSet, HashMap};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+
+use super::key::KeyId;
+use super::store::{Pending, Stats};
+use super::stored::{BodyId, Entry};
+
+/// The name of the directory says the format: another version begins empty, in another one.
+const DIRECTORY: &str = "cache-v1";
+/// sled's own page cache. Small: decoded entries are kept in the layer before it.
+const PAGE_CACHE: u64 = 8 << 20;
+/// What a key costs besides its record and bodies, in bytes.
+const OVERHEAD: u64 = 200;
+
+pub struct SledRoom {
+    db: ::sled::Db,
+    entries: ::sled::Tree,
+    bodies: ::sled::Tree,
+    uses: ::sled::Tree,
+    path: PathBuf,
+    max_bytes: u64,
+    index: Mutex<Index>,
+    evicted: AtomicU64,
+    corrupt: AtomicU64,
+    errors: AtomicU64,
+}
+
+/// Who was used when, and how large it is.
+#[derive(Default)]
+struct Index {
+    /// Seconds since 1970 and bytes, by key.
+    by_key: HashMap<KeyId, (u64, u64), foldhash::fast::RandomState>,
+    by_use: BTreeSet<(u64, KeyId)>,
+    live: u64,
+    /// What `live` may come to.
+    budget: u64,
+    disk: u64,
+    written_since_measured: u64,
+}
+
+impl Index {
+    fn put(&mut self, id: KeyId, used: u64, size: u64) {
+        self.remove(id);
+        self.by_key.insert(id, (used, size));
+        self.by_use.insert((used, id));
+        self.live += size;
+    }
+
+    fn remove(&mut self, id: KeyId) {
+        if let Some((used, size)) = self.by_key.remove(&id) {
+            self.by_use.remove(&(used, id));
+            self.live -= size;
+        }
+    }
+}
+
+impl SledRoom {
+    /// Opens or makes the store below `data_dir`. A store that cannot be read is set aside, once, and an
+    /// empty one made: it is a cache.
+    pub fn open(data_dir: &Path, max_bytes: u64) -> io::Result<SledRoom> {
+        let path = data_dir.join(DIRECTORY);
+        let room = match SledRoom::try_open(&path, max_bytes) {
+            Ok(room) => room,
+            Err(error) => {
+                tracing::warn!(%error, path = %path.display(), "the store cannot be read; starting an empty one");
+                std::fs::remove_dir_all(&path)?;
+                SledRoom::try_open(&path, max_bytes).map_err(io::Error::other)?
+            }
+        };
+        if room.index.lock().disk > max_bytes {
+            tracing::warn!(max_bytes, "the store is over its limit; starting an empty one");
+            drop(room);
+            std::fs::remove_dir_all(&path)?;
+            return SledRoom::try_open(&path, max_bytes).map_err(io::Error::other);
+        }
+        Ok(room)
+    }
+
+    fn try_open(path: &Path, max_bytes: u64) -> ::sled::Result<SledRoom> {
+        let config = ::sled::Config::new().path(path).cache_capacity(PAGE_CACHE).flush_every_ms(Some(500));
+        let db = config.open()?;
+        let uses = db.open_tree("uses")?;
+        let mut index = Index { budget: max_bytes / 2, disk: occupied(path), ..Index::default() };
+        for pair in uses.iter() {
+            let (id, value) = pair?;
+            if let (Ok(id), Some((used, size))) = (id.as_ref().try_into(), read_use(&value)) {
+                index.put(KeyId(id), used, size);
+            }
+        }
+        Ok(SledRoom {
+            entries: db.open_tree("entries")?,
+            bodies: db.open_tree("bodies")?,
+            uses,
+            db,
+            path: path.to_owned(),
+            max_bytes,
+            index: Mutex::new(index),
+            evicted: AtomicU64::new(0),
+            corrupt: AtomicU64::new(0),
+            errors: AtomicU64::new(0),
+        })
+    }
+
+    pub fn max_bytes(&self) -> u64 {
+        self.max_bytes
+    }
+
+    /// An entry and those of its bodies that are not larger than `small`. None: nothing there, or it failed
+    /// its check and was removed.
+    #[expect(clippy::type_complexity, reason = "an entry and its bodies; a name would say no more")]
+    pub(super) fn load(&self, id: KeyId, small: u64) -> ::sled::Result<Option<(Entry, Vec<(BodyId, Bytes)>)>> {
+        let Some(record) = self.entries.get(id.0)? else { return Ok(None) };
+        let Some(entry) = Entry::decode(&record) else {
+            self.corrupt.fetch_add(1, Ordering::Relaxed);
+            tracing::warn!("a stored record failed its check and was removed");
+            self.remove(id)?;
+            return Ok(None);
+        };
+        let mut bodies = Vec::new();
+        for representation in entry.representations.iter().filter(|r| r.body_len <= small) {
+            bodies.extend(self.body(id, representation.body)?.map(|body| (representation.body, body)));
+        }
+        Ok(Some((entry, bodies)))
+    }
+
+    /// A body; none if it is missing or is not what was stored.
+    pub(super) fn body(&self, id: KeyId, wanted: BodyId) -> ::sled::Result<Option<Bytes>> {
+        let Some(body) = self.bodies.get(body_key(id, wanted))? else { return Ok(None) };
+        Ok((BodyId::of(&body) == wanted).then(|| Bytes::from_owner(body)))
+    }
+
+    /// Writes a batch, makes room, and measures. Failures are counted and logged; a key whose write
+    /// failed is removed.
+    pub(super) fn apply(&self, batch: &HashMap<KeyId, Pending>, touched: &HashMap<KeyId, u64>) {
+        for (id, pending) in batch {
+            if let Err(error) = self.write(*id, pending) {
+                self.failed(&error);
+                let _ = self.remove(*id);
+            }
+        }
+        for (id, used) in touched {
+            let size = self.index.lock().by_key.get(id).map(|(_, size)| *size);
+            if let Some(size) = size {
+                self.index.lock().put(*id, *used, size);
+                if let Err(error) = self.uses.insert(id.0, &write_use(*used, size)) {
+                    self.failed(&error);
+                }
+            }
+        }
+        if let Err(error) = self.make_room() {
+            self.failed(&error);
+        }
+    }
+
+    fn write(&self, id: KeyId, pending: &Pending) -> ::sled::Result<()> {
+        let Some(loaded) = &pending.loaded else { return self.remove(id) };
+        let record = loaded.entry.encode();
+        let size = record.len() as u64 + loaded.entry.bodies_len() + OVERHEAD;
+        // A body that was replaced before it was written need not be; one that came back must.
+        let needed = |wanted: &BodyId| loaded.entry.representations.iter().any(|r| r.body == *wanted);
+        for (body_id, body) in pending.new_bodies.iter().filter(|(id, _)| needed(id)) {
+            self.bodies.insert(body_key(id, *body_id), body.as_ref())?;
+        }
+        for body_id in pending.dropped.iter().filter(|id| !needed(id)) {
+            self.bodies.remove(body_key(id, *body_id))?;
+        }
+        self.entries.insert(id.0, record)?;
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
+        self.uses.insert(id.0, &write_use(now, size))?;
+        let mut index = self.index.lock();
+        index.put(id, now, size);
+        index.written_since_measured += size;
+        Ok(())
+    }
+
+    fn remove(&self, id: KeyId) -> ::sled::Result<()> {
+        self.index.lock().remove(id);
+        self.uses.remove(id.0)?;
+        self.entries.remove(id.0)?;
+        for key in self.bodies.scan_prefix(id.0).keys() {
+            self.bodies.remove(key?)?;
+        }
+        Ok(())
+    }
+
+    fn make_room(&self) -> ::sled::Result<()> {
+        if self.index.lock().written_since_measured > self.max_bytes / 64 {
+            let disk = occupied(&self.path);
+            let mut index = self.index.lock();
+            index.written_since_measured = 0;
+            // Growing towards the limit: live on less. sled gives segments back only as they empty.
+            if disk > index.disk && disk > self.max_bytes / 10 * 8 {
+                index.budget = (index.budget / 10 * 9).max(self.max_bytes / 8);
+            }
+            index.disk = disk;
+        }
+        loop {
+            let oldest = {
+                let index = self.index.lock();
+                if index.live <= index.budget {
+                    break;
+                }
+                index.by_use.first().map(|(_, id)| *id)
+            };
+            let Some(id) = oldest else { break };
+            self.remove(id)?;
+            self.evicted.fetch_add(1, Ordering::Relaxed);
+        }
+        // The last resort, so that the limit holds whatever sled does: begin anew.
+        if self.index.lock().disk > self.max_bytes / 100 * 97 {
+            tracing::warn!("the store came to its limit in spite of eviction; emptying it");
+            for tree in [&self.entries, &self.bodies, &self.uses] {
+                tree.clear()?;
+            }
+            self.db.flush()?;
+            let mut index = self.index.lock();
+            let (budget, disk) = (index.budget, occupied(&self.path));
+            *index = Index { budget, disk, ..Index::default() };
+        }
+        Ok(())
+    }
+
+    pub(super) fn for_each(&self, each: &mut dyn FnMut(KeyId, &Entry)) {
+        for pair in self.entries.iter() {
+            let Ok((id, record)) = pair else { break };
+            if let (Ok(id), Some(entry)) = (id.as_ref().try_into(), Entry::decode(&record)) {
+                each(KeyId(id), &entry);
+            }
+        }
+    }
+
+    pub(super) fn flush(&self) -> ::sled::Result<()> {
+        self.db.flush().map(drop)
+    }
+
+    pub(super) fn stats(&self) -> Stats {
+        let index = self.index.lock();
+        Stats {
+            kind: "sled".into(),
+            entries: index.by_key.len() as u64,
+            live_bytes: index.live,
+            disk_bytes: occupied(&self.path),
+            max_bytes: self.max_bytes,
+            evicted: self.evicted.load(Ordering::Relaxed),
+            corrupt: self.corrupt.load(Ordering::Relaxed),
+            errors: self.errors.load(Ordering::Relaxed),
+        }
+    }
+
+    fn failed(&self, error: &::sled::Error) {
+        self.errors.fetch_add(1, Ordering::Relaxed);
+        tracing::warn!(%error, "the store failed; going on without it");
+    }
+}
+
+fn body_key(id: KeyId, body: BodyId) -> [u8; 48] {
+    let mut key = [0; 48];
+    key[..16].copy_from_slice(&id.0);
+    key[16..].copy_from_slice(&body.0);
+    key
+}
+
+fn write_use(used: u64, size: u64) -> [u8; 16] {
+    let mut value = [0; 16];
+    value[..8].copy_from_slice(&used.to_be_bytes());
+    value[8..].copy_from_slice(&size.to_be_bytes());
+    value
+}
+
+fn read_use(value: &[u8]) -> Option<(u64, u64)> {
+    let (used, size) = value.split_at_checked(8)?;
+    Some((u64::from_be_bytes(used.try_into().ok()?), u64::from_be_bytes(size.try_into().ok()?)))
+}
+
+/// Bytes that the files below a directory occupy.
+pub fn occupied(path: &Path) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    let Ok(files) = std::fs::read_dir(path) else { return 0 };
+    let sizes = files.flatten().map(|file| match file.metadata() {
+        Ok(meta) if meta.is_dir() => occupied(&file.path()),
+        Ok(meta) => meta.blocks() * 512,
+        Err(_) => 0,
+    });
+    sizes.sum()
+}

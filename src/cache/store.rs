@@ -1,0 +1,433 @@
+//! The store: a bounded layer in memory, and behind it a room on disk.
+//!
+//! Reads come from memory, then from what waits to be written, then from disk on a blocking thread. Writes
+//! change memory at once and reach the disk from one thread, coalesced; so the last of them can be lost
+//! with the process, but never torn: every record and body is checked when it is read. A broken, full or
+//! slow disk is a miss, never a failed request.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use bytes::Bytes;
+use http::HeaderMap;
+use moka::sync::Cache;
+use parking_lot::{Condvar, Mutex};
+
+use super::key::KeyId;
+use super::sled::SledRoom;
+use super::stored::{self, BodyId, Entry, Representation};
+
+/// An entry in memory, its heads parsed.
+pub struct Loaded {
+    pub entry: Entry,
+    parts: Vec<Arc<Part>>,
+    /// When its use was last noted, in minutes since 1970.
+    touched: AtomicU64,
+}
+
+struct Part {
+    headers: HeaderMap,
+    body: OnceLock<Bytes>,
+}
+
+impl Loaded {
+    /// None if a stored head does not parse. What `before` has already is shared.
+    fn new(entry: Entry, bodies: &[(BodyId, Bytes)], before: Option<&Loaded>) -> Option<Loaded> {
+        let mut parts = Vec::with_capacity(entry.representations.len());
+        for representation in &entry.representations {
+            let known = before.and_then(|b| {
+                let same = |r: &Representation| r.body == representation.body && r.head == representation.head;
+                b.parts.get(b.entry.representations.iter().position(same)?)
+            });
+            if let Some(known) = known {
+                parts.push(known.clone());
+                continue;
+            }
+            let body = OnceLock::new();
+            if let Some((_, bytes)) = bodies.iter().find(|(id, _)| *id == representation.body) {
+                let _ = body.set(bytes.clone());
+            }
+            parts.push(Arc::new(Part { headers: stored::read_head(&representation.head)?, body }));
+        }
+        Some(Loaded { entry, parts, touched: AtomicU64::new(0) })
+    }
+
+    /// The stored fields of representation `i`.
+    pub fn headers(&self, i: usize) -> &HeaderMap {
+        &self.parts[i].headers
+    }
+
+    /// Bytes that it occupies in memory, about.
+    fn weight(&self) -> u64 {
+        let heads: u64 =
+            self.entry.representations.iter().map(|r| 4 * r.head.len() as u64 + 160 * r.validators.len() as u64).sum();
+        512 + self.entry.key.target.len() as u64 + heads + self.entry.bodies_len()
+    }
+}
+
+/// What waits to be written.
+#[derive(Default)]
+pub(super) struct Pending {
+    /// None: remove it.
+    pub loaded: Option<Arc<Loaded>>,
+    pub new_bodies: Vec<(BodyId, Bytes)>,
+    pub dropped: Vec<BodyId>,
+}
+
+#[derive(Default)]
+struct Queue {
+    waiting: HashMap<KeyId, Pending>,
+    /// What the writer has in hand: still to be read from here.
+    writing: Arc<HashMap<KeyId, Pending>>,
+    touched: HashMap<KeyId, u64>,
+    bytes: u64,
+    closed: bool,
+}
+
+/// Bodies that may wait for the disk, in bytes; past that, responses are not stored.
+const MAX_WAITING: u64 = 64 << 20;
+/// Bodies larger than this do not stay in memory.
+const MAX_IN_MEMORY: u64 = 1 << 20;
+/// Disk reads under way at once; more wait their turn.
+const READERS: usize = 16;
+
+/// Numbers for `/metrics` and `ghtap cache stats`.
+#[derive(Clone, Debug, Default, serde::Serialize, serde::Deserialize)]
+pub struct Stats {
+    pub kind: String,
+    pub entries: u64,
+    /// Bytes of what is stored.
+    pub live_bytes: u64,
+    /// Bytes that the directory occupies.
+    pub disk_bytes: u64,
+    pub max_bytes: u64,
+    pub evicted: u64,
+    /// Entries that failed their check when they were read, and were removed.
+    pub corrupt: u64,
+    /// Reads and writes that failed.
+    pub errors: u64,
+}
+
+/// The store of responses.
+pub struct Store {
+    memory: Cache<KeyId, Arc<Loaded>, foldhash::fast::RandomState>,
+    room: Option<Arc<SledRoom>>,
+    queue: Arc<(Mutex<Queue>, Condvar)>,
+    locks: Vec<Mutex<()>>,
+    writer: Mutex<Option<std::thread::JoinHandle<()>>>,
+    readers: tokio::sync::Semaphore,
+    max_bytes: u64,
+    corrupt: AtomicU64,
+    errors: AtomicU64,
+}
+
+impl Store {
+    /// A store that lives in memory only.
+    pub fn memory(max_bytes: u64) -> Store {
+        Store::build(None, max_bytes, max_bytes)
+    }
+
+    /// A store on disk, with a layer of `memory_bytes` before it.
+    pub fn on_disk(room: SledRoom, memory_bytes: u64) -> Store {
+        let max_bytes = room.max_bytes();
+        Store::build(Some(Arc::new(room)), memory_bytes, max_bytes)
+    }
+
+    fn build(room: Option<Arc<SledRoom>>, memory_bytes: u64, max_bytes: u64) -> Store {
+        let only_memory = room.is_none();
+        let weigh = move |_: &KeyId, loaded: &Arc<Loaded>| {
+            let weight = loaded.weight();
+            let large = loaded.entry.representations.iter().filter(|r| r.body_len > MAX_IN_MEMORY);
+            let elsewhere = if only_memory { 0 } else { large.map(|r| r.body_len).sum() };
+            u32::try_from(weight - elsewhere).unwrap_or(u32::MAX)
+        };
+        let memory = Cache::builder().weigher(weigh).max_capacity(memory_bytes);
+        let memory = memory.eviction_policy(moka::policy::EvictionPolicy::lru()).build_with_hasher(Default::default());
+        let queue = Arc::new((Mutex::new(Queue::default()), Condvar::new()));
+        let writer = room.clone().map(|room| {
+            let queue = queue.clone();
+            let name = std::thread::Builder::new().name("ghtap-store".into());
+            name.spawn(move || write_behind(&room, &queue)).expect("a thread can be started")
+        });
+        Store {
+            memory,
+            room,
+            queue,
+            locks: (0..64).map(|_| Mutex::new(())).collect(),
+            writer: Mutex::new(writer),
+            readers: tokio::sync::Semaphore::new(READERS),
+            max_bytes,
+            corrupt: AtomicU64::new(0),
+            errors: AtomicU64::new(0),
+        }
+    }
+
+    /// The entry under a key. `now` in milliseconds since 1970.
+    pub async fn load(&self, id: KeyId, now: u64) -> Option<Arc<Loaded>> {
+        let loaded = match self.in_memory(id) {
+            Some(loaded) => loaded?,
+            None => self.read_disk(id).await?,
+        };
+        let minute = now / 60_000;
+        if self.room.is_some() && loaded.touched.swap(minute, Ordering::Relaxed) != minute {
+            self.queue.0.lock().touched.insert(id, now / 1000);
+        }
+        Some(loaded)
+    }
+
+    /// None: only the disk knows. `Some(None)`: removed, although the disk may not know yet.
+    fn in_memory(&self, id: KeyId) -> Option<Option<Arc<Loaded>>> {
+        if let Some(loaded) = self.memory.get(&id) {
+            return Some(Some(loaded));
+        }
+        if self.room.is_none() {
+            return Some(None);
+        }
+        let queue = self.queue.0.lock();
+        let pending = queue.waiting.get(&id).or_else(|| queue.writing.get(&id))?;
+        Some(pending.loaded.clone())
+    }
+
+    async fn read_disk(&self, id: KeyId) -> Option<Arc<Loaded>> {
+        let room = self.room.clone()?;
+        let _permit = self.readers.acquire().await.ok()?;
+        let read = tokio::task::spawn_blocking(move || room.load(id, MAX_IN_MEMORY)).await.ok()?;
+        let loaded = match read {
+            Ok(None) => return None,
+            Ok(Some((entry, bodies))) => Loaded::new(entry, &bodies, None),
+            Err(error) => {
+                self.failed(&error);
+                return None;
+            }
+        };
+        let Some(loaded) = loaded else {
+            self.corrupt.fetch_add(1, Ordering::Relaxed);
+            tracing::warn!("a stored response failed its check and was removed");
+            self.remove(id);
+            return None;
+        };
+        // A change that was made meanwhile wins.
+        let _guard = self.lock(id);
+        match self.in_memory(id) {
+            Some(newer) => newer,
+            None => {
+                let loaded = Arc::new(loaded);
+                self.memory.insert(id, loaded.clone());
+                Some(loaded)
+            }
+        }
+    }
+
+    /// The body of representation `i`, as stored, its sha256 checked when it comes from disk.
+    pub async fn body(&self, id: KeyId, loaded: &Loaded, i: usize) -> Option<Bytes> {
+        if let Some(body) = loaded.parts[i].body.get() {
+            return Some(body.clone());
+        }
+        let wanted = loaded.entry.representations[i].body;
+        if let Some(body) = self.waiting_body(id, wanted) {
+            return Some(body);
+        }
+        let room = self.room.clone()?;
+        let _permit = self.readers.acquire().await.ok()?;
+        match tokio::task::spawn_blocking(move || room.body(id, wanted)).await.ok()? {
+            Ok(Some(body)) => {
+                if body.len() as u64 <= MAX_IN_MEMORY {
+                    let _ = loaded.parts[i].body.set(body.clone());
+                }
+                Some(body)
+            }
+            Ok(None) => {
+                self.corrupt.fetch_add(1, Ordering::Relaxed);
+                tracing::warn!("a stored body is missing or failed its check; its entry was removed");
+                self.remove(id);
+                None
+            }
+            Err(error) => {
+                self.failed(&error);
+                None
+            }
+        }
+    }
+
+    fn waiting_body(&self, id: KeyId, wanted: BodyId) -> Option<Bytes> {
+        let queue = self.queue.0.lock();
+        [queue.waiting.get(&id), queue.writing.get(&id)]
+            .into_iter()
+            .flatten()
+            .find_map(|pending| pending.new_bodies.iter().find(|(id, _)| *id == wanted).map(|(_, body)| body.clone()))
+    }
+
+    /// Changes the entry under a key: `change` sees the latest (or an empty one made by `fresh`) and
+    /// returns the bodies that gave way. `new_body` is stored with it. With `keep_on_disk` false only
+    /// memory learns of it.
+    pub fn update(
+        &self,
+        id: KeyId,
+        seen: Option<&Arc<Loaded>>,
+        fresh: impl FnOnce() -> Entry,
+        new_body: Option<(BodyId, Bytes)>,
+        keep_on_disk: bool,
+        change: impl FnOnce(&mut Entry) -> Vec<BodyId>,
+    ) {
+        let _guard = self.lock(id);
+        let latest = match self.in_memory(id) {
+            Some(latest) => latest,
+            None => seen.cloned(),
+        };
+        let mut entry = latest.as_ref().map_or_else(fresh, |l| l.entry.clone());
+        let dropped = change(&mut entry);
+        if entry.representations.is_empty() {
+            self.forget(id);
+            return;
+        }
+        let stays = |body: &Bytes| self.room.is_none() || body.len() as u64 <= MAX_IN_MEMORY;
+        let body = new_body.clone().filter(|(_, body)| stays(body));
+        let Some(loaded) = Loaded::new(entry, body.as_slice(), latest.as_deref()) else { return };
+        if let Some(latest) = &latest {
+            loaded.touched.store(latest.touched.load(Ordering::Relaxed), Ordering::Relaxed);
+        }
+        let loaded = Arc::new(loaded);
+        if self.room.is_some() && keep_on_disk {
+            let mut queue = self.queue.0.lock();
+            let size = new_body.as_ref().map_or(0, |(_, b)| b.len() as u64);
+            if queue.bytes + size > MAX_WAITING {
+                drop(queue);
+                self.errors.fetch_add(1, Ordering::Relaxed);
+                self.forget(id);
+                return;
+            }
+            queue.bytes += size;
+            let pending = queue.waiting.entry(id).or_default();
+            pending.loaded = Some(loaded.clone());
+            pending.new_bodies.extend(new_body);
+            pending.dropped.extend(dropped);
+            self.queue.1.notify_one();
+        }
+        self.memory.insert(id, loaded);
+    }
+
+    /// Removes what is stored under a key.
+    pub fn remove(&self, id: KeyId) {
+        let _guard = self.lock(id);
+        self.forget(id);
+    }
+
+    fn forget(&self, id: KeyId) {
+        self.memory.invalidate(&id);
+        if self.room.is_some() {
+            let mut queue = self.queue.0.lock();
+            queue.waiting.insert(id, Pending::default());
+            self.queue.1.notify_one();
+        }
+    }
+
+    fn lock(&self, id: KeyId) -> parking_lot::MutexGuard<'_, ()> {
+        self.locks[usize::from(id.0[0]) % self.locks.len()].lock()
+    }
+
+    /// Calls `each` for every entry, in no order. Blocks on the disk.
+    pub fn for_each(&self, mut each: impl FnMut(KeyId, &Entry)) {
+        match &self.room {
+            None => self.memory.iter().for_each(|(id, loaded)| each(*id, &loaded.entry)),
+            Some(room) => {
+                self.flush();
+                room.for_each(&mut each);
+            }
+        }
+    }
+
+    /// Removes every entry whose URL begins with `prefix`, and says how many. Blocks on the disk.
+    pub fn purge(&self, prefix: &str) -> usize {
+        let mut found = Vec::new();
+        self.for_each(|id, entry| {
+            if url(entry).starts_with(prefix) {
+                found.push(id);
+            }
+        });
+        for id in &found {
+            self.remove(*id);
+        }
+        self.flush();
+        found.len()
+    }
+
+    /// Waits until all that was stored is on disk.
+    pub fn flush(&self) {
+        let Some(room) = &self.room else { return };
+        loop {
+            let queue = self.queue.0.lock();
+            if queue.waiting.is_empty() && queue.writing.is_empty() {
+                break;
+            }
+            self.queue.1.notify_one();
+            drop(queue);
+            std::thread::sleep(std::time::Duration::from_millis(2));
+        }
+        if let Err(error) = room.flush() {
+            self.failed(&error);
+        }
+    }
+
+    /// Writes all that waits, and stops the writer. What is stored afterwards stays in memory.
+    pub fn close(&self) {
+        self.queue.0.lock().closed = true;
+        self.queue.1.notify_one();
+        if let Some(writer) = self.writer.lock().take() {
+            let _ = writer.join();
+        }
+    }
+
+    pub fn stats(&self) -> Stats {
+        let mut stats = match &self.room {
+            Some(room) => room.stats(),
+            None => {
+                self.memory.run_pending_tasks();
+                Stats {
+                    kind: "memory".into(),
+                    entries: self.memory.entry_count(),
+                    live_bytes: self.memory.weighted_size(),
+                    ..Stats::default()
+                }
+            }
+        };
+        stats.max_bytes = self.max_bytes;
+        stats.corrupt += self.corrupt.load(Ordering::Relaxed);
+        stats.errors += self.errors.load(Ordering::Relaxed);
+        stats
+    }
+
+    fn failed(&self, error: &::sled::Error) {
+        self.errors.fetch_add(1, Ordering::Relaxed);
+        tracing::warn!(%error, "the store failed; going on without it");
+    }
+}
+
+/// The URL of an entry, as `ghtap cache` shows it.
+pub fn url(entry: &Entry) -> String {
+    format!("https://{}{}", entry.key.host, entry.key.target)
+}
+
+fn write_behind(room: &SledRoom, queue: &(Mutex<Queue>, Condvar)) {
+    loop {
+        let (batch, touched, closed) = {
+            let mut state = queue.0.lock();
+            if state.waiting.is_empty() && !state.closed {
+                queue.1.wait_for(&mut state, std::time::Duration::from_secs(1));
+            }
+            let batch = Arc::new(std::mem::take(&mut state.waiting));
+            state.writing = batch.clone();
+            (batch, std::mem::take(&mut state.touched), state.closed)
+        };
+        room.apply(&batch, &touched);
+        let mut state = queue.0.lock();
+        let written: u64 = batch.values().flat_map(|p| &p.new_bodies).map(|(_, b)| b.len() as u64).sum();
+        state.bytes = state.bytes.saturating_sub(written);
+        state.writing = Arc::default();
+        if closed && state.waiting.is_empty() {
+            drop(state);
+            let _ = room.flush();
+            return;
+        }
+    }
+}
