@@ -1,0 +1,97 @@
+//! `ghtap serve`: the proxy.
+
+use std::process::ExitCode;
+
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::tap::{self, Apart, Listeners};
+use super::{Failure, logging, place};
+use crate::config::Serve;
+
+pub fn run(config: &Serve) -> Result<ExitCode, Failure> {
+    let _logging = logging::start(config.log_format, &config.log)?;
+    let data_dir = config.tap.places.data_dir();
+    let Some(held) = place::hold(&data_dir)? else {
+        let by = place::running(&data_dir)
+            .map_or_else(|| "another ghtap".into(), |t| format!("the ghtap with process id {}, on {}", t.pid, t.proxy));
+        return Err(Failure::new(format_args!(
+            "the data directory {} is in use by {by}; stop it, or give another with --data-dir",
+            data_dir.display()
+        )));
+    };
+    raise_descriptor_limit();
+    let threads =
+        config.tap.threads.map_or_else(|| std::thread::available_parallelism().map_or(1, |n| n.get()), usize::from);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(threads)
+        .enable_all()
+        .build()
+        .map_err(Failure::new)?;
+    let code = runtime.block_on(serve(config, &held));
+    // A blocking read may still be under way; it must not hold the exit up.
+    runtime.shutdown_timeout(std::time::Duration::from_secs(1));
+    code
+}
+
+async fn serve(config: &Serve, held: &place::Held) -> Result<ExitCode, Failure> {
+    // Before anything is announced: who sees us run may stop us.
+    let mut terminate = signal(SignalKind::terminate()).map_err(Failure::new)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(Failure::new)?;
+    let listeners = Listeners {
+        proxy: tap::bind(config.listen, "--listen").await?,
+        admin: Some(tap::bind(config.admin, "--admin").await?),
+        tls: match config.listen_tls {
+            Some(address) => Some(tap::bind(address, "--listen-tls").await?),
+            None => None,
+        },
+    };
+    let running = tap::start(&config.tap, listeners, Apart::default()).await?;
+    held.announce(&place::Tap {
+        pid: std::process::id(),
+        shared: true,
+        proxy: running.proxy,
+        admin: running.admin,
+        certs_dir: config.tap.places.certs_dir(),
+    })?;
+    greet(config, &running);
+    let signal = tokio::select! {
+        _ = terminate.recv() => "SIGTERM",
+        _ = interrupt.recv() => "SIGINT",
+    };
+    tracing::info!(signal, "draining: no new connections; exchanges under way may finish");
+    let drained = tokio::select! {
+        drained = running.stop(config.drain) => drained,
+        _ = async { tokio::select! { _ = terminate.recv() => (), _ = interrupt.recv() => () } } => {
+            tracing::warn!("asked twice: stopping at once");
+            return Ok(ExitCode::FAILURE);
+        }
+    };
+    if !drained {
+        tracing::warn!("not all exchanges finished within --drain; they were cut off");
+    }
+    tracing::info!("stopped");
+    Ok(ExitCode::SUCCESS)
+}
+
+fn greet(config: &Serve, running: &tap::Running) {
+    eprintln!("ghtap {} intercepts {}", env!("CARGO_PKG_VERSION"), config.tap.intercept.join(", "));
+    eprintln!("  proxy    http://{}", running.proxy);
+    if let Some(tls) = running.tls {
+        eprintln!("  tls      https://{tls}");
+    }
+    if let Some(admin) = running.admin {
+        eprintln!("  admin    http://{admin}");
+    }
+    eprintln!("  CA       {}", running.files.ca.display());
+    eprintln!("next, where the clients run: eval \"$(ghtap env)\"");
+}
+
+/// As many descriptors as the system lets us have: a tunnel needs six.
+fn raise_descriptor_limit() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        tracing::debug!(%error, "the limit of open files stays as it is");
+    }
+}

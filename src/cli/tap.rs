@@ -1,0 +1,222 @@
+//! Putting the parts of a tap together, and taking them down in order.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use time::OffsetDateTime;
+use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, mpsc};
+use tokio::task::JoinHandle;
+
+use super::Failure;
+use super::certs::Files;
+use super::place;
+use crate::admin::{self, Admin};
+use crate::cache::sled::SledRoom;
+use crate::cache::store::Store;
+use crate::calls::ledger::{self, Ledger};
+use crate::clients::Caller;
+use crate::config::{StoreKind, Switch, Tap as Config};
+use crate::drain::{self, Draining};
+use crate::exchange::{Exchange, Settings};
+use crate::metrics::Metrics;
+use crate::origin::dial::{Dialer, UpstreamProxy};
+use crate::origin::{Limits, Origin};
+use crate::proxy::{Patience, Proxy};
+use crate::server::{self, Speaks};
+use crate::tls::authority::Authority;
+use crate::tls::{files, roots};
+
+/// Listeners that are bound already: what fails here fails before anything else is begun.
+pub struct Listeners {
+    pub proxy: TcpListener,
+    pub admin: Option<TcpListener>,
+    pub tls: Option<TcpListener>,
+}
+
+/// Where a tap keeps what it stores and counts, when that is not the data directory.
+#[derive(Default)]
+pub struct Apart {
+    pub ledger: Option<PathBuf>,
+    pub memory_only: bool,
+    pub caller: Option<Caller>,
+}
+
+/// A tap that runs.
+pub struct Running {
+    pub exchange: Arc<Exchange>,
+    pub files: Files,
+    pub proxy: SocketAddr,
+    pub admin: Option<SocketAddr>,
+    pub tls: Option<SocketAddr>,
+    drain: Draining,
+    ended: mpsc::Receiver<()>,
+    keeper: JoinHandle<()>,
+}
+
+/// Binds an address.
+pub async fn bind(address: SocketAddr, option: &str) -> Result<TcpListener, Failure> {
+    TcpListener::bind(address)
+        .await
+        .map_err(|e| Failure::new(format_args!("cannot listen on {address}: {e}; give another address with {option}")))
+}
+
+/// Starts a tap.
+pub async fn start(config: &Config, listeners: Listeners, apart: Apart) -> Result<Running, Failure> {
+    let data_dir = config.places.data_dir();
+    let ca = files::open(&data_dir, &config.intercept, config.unconstrained_root).map_err(Failure::new)?;
+    let published = Files::publish(&config.places.certs_dir(), &ca)?;
+    let authority = Authority::new(data_dir.clone(), ca, config.intercept.clone()).map_err(Failure::new)?;
+    let authority = Arc::new(authority);
+    let secret = place::secret(&data_dir)?;
+
+    let extra = match &config.upstream_ca {
+        Some(path) => {
+            roots::pem_file(path).map_err(|e| Failure::new(format_args!("--upstream-ca {}: {e}", path.display())))?
+        }
+        None => Vec::new(),
+    };
+    let proxy = config.upstream_proxy.as_deref().map(UpstreamProxy::parse).transpose();
+    let proxy = proxy.map_err(|e| Failure::new(format_args!("--upstream-proxy: {e}")))?;
+    let dialer = Arc::new(Dialer {
+        resolve: config.resolve.iter().map(|r| ((r.host.clone(), r.port), r.address)).collect(),
+        deny: config.tunnel_deny.clone(),
+        proxy,
+        tls: tokio_rustls::TlsConnector::from(roots::client_config(&extra)),
+        timeout: config.connect_timeout,
+    });
+    let limits = Limits {
+        response: config.upstream_timeout,
+        idle: config.upstream_timeout,
+        concurrent: config.upstream_concurrency as usize,
+        idle_connections: 64,
+    };
+    let origin = Arc::new(Origin::new(dialer.clone(), limits));
+
+    let memory_only = apart.memory_only || config.store == StoreKind::Memory;
+    let (max_bytes, memory_bytes, dir) = (config.store_max_bytes, config.store_memory_bytes, data_dir.clone());
+    let store = tokio::task::spawn_blocking(move || match memory_only {
+        true => Ok(Store::memory(max_bytes)),
+        false => SledRoom::open(&dir, max_bytes).map(|room| Store::on_disk(room, memory_bytes)),
+    });
+    let store = store.await.map_err(Failure::new)?;
+    let store = Arc::new(
+        store
+            .map_err(|e| Failure::new(format_args!("the store below {} cannot be opened: {e}", data_dir.display())))?,
+    );
+    let ledger_dir = apart.ledger.unwrap_or_else(|| data_dir.clone());
+    let ledger = Ledger::open(&ledger_dir)
+        .map_err(|e| Failure::new(format_args!("the ledger below {} cannot be opened: {e}", ledger_dir.display())))?;
+    let ledger = Arc::new(ledger);
+    let metrics = Arc::new(Metrics::new());
+
+    let settings = Settings {
+        freshness: config.freshness,
+        not_found_ttl: config.not_found_ttl,
+        stale_max_age: config.stale_max_age,
+        expected_etag: config.expected_etag == Switch::On,
+        max_object_bytes: config.max_object_bytes,
+        upload_idle: config.client_timeout,
+        pseudonym: format!(
+            "ghtap-{}",
+            crate::github::etag::hex(&aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, &secret).as_ref()[..4])
+        ),
+    };
+    let exchange = Arc::new(Exchange::new(settings, origin, store, ledger, metrics.clone(), &secret));
+
+    let local = |l: &TcpListener| l.local_addr().map_err(Failure::new);
+    let proxy_address = local(&listeners.proxy)?;
+    let admin_address = listeners.admin.as_ref().map(local).transpose()?;
+    let tls_address = listeners.tls.as_ref().map(local).transpose()?;
+    let proxy = Arc::new(Proxy {
+        exchange: exchange.clone(),
+        authority: authority.clone(),
+        dialer,
+        metrics,
+        hosts: config.intercept.iter().map(|h| h.as_str().into()).collect(),
+        tunnel_ports: config.tunnel_ports.clone(),
+        patience: Patience {
+            head: config.client_timeout,
+            handshake: config.client_timeout,
+            idle: config.idle_timeout,
+            tunnel: config.tunnel_idle,
+        },
+        listeners: [Some(proxy_address), tls_address].into_iter().flatten().collect(),
+        default_caller: apart.caller,
+    });
+    let (drain, draining) = drain::drain();
+    let (alive, ended) = mpsc::channel(1);
+    let limit = Arc::new(Semaphore::new(config.max_connections as usize));
+    let accepting = [(Some(listeners.proxy), Speaks::Proxy), (listeners.tls, Speaks::Tls)];
+    for (listener, speaks) in accepting {
+        if let Some(listener) = listener {
+            tokio::spawn(server::run(listener, speaks, proxy.clone(), limit.clone(), draining.clone(), alive.clone()));
+        }
+    }
+    if let (Some(listener), Some(listen)) = (listeners.admin, admin_address) {
+        let admin = Arc::new(Admin { exchange: exchange.clone(), data_dir, listen, drain: draining.clone() });
+        tokio::spawn(admin::run(listener, admin));
+    }
+    drop(alive);
+    let keeper = tokio::spawn(keep(exchange.clone(), authority));
+    Ok(Running {
+        exchange,
+        files: published,
+        proxy: proxy_address,
+        admin: admin_address,
+        tls: tls_address,
+        drain,
+        ended,
+        keeper,
+    })
+}
+
+impl Running {
+    /// Lets what is in flight finish, for as long as `patience`, then puts everything on disk. False: time
+    /// ran out.
+    pub async fn stop(mut self, patience: Duration) -> bool {
+        self.drain.begin();
+        let drained = tokio::time::timeout(patience, self.ended.recv()).await.is_ok();
+        self.keeper.abort();
+        let exchange = self.exchange;
+        let flushed = tokio::task::spawn_blocking(move || {
+            exchange.store.close();
+            exchange.ledger.flush()
+        });
+        if let Ok(Err(error)) = flushed.await {
+            tracing::error!(%error, "the ledger's last rows could not be written");
+        }
+        drained
+    }
+}
+
+/// What is done every second: the ledger reaches the disk; every minute: the leaf is looked at.
+async fn keep(exchange: Arc<Exchange>, authority: Arc<Authority>) {
+    let mut ticks = tokio::time::interval(ledger::FLUSH_EVERY);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    for tick in 0u64.. {
+        ticks.tick().await;
+        let (exchange, authority) = (exchange.clone(), authority.clone());
+        let kept = tokio::task::spawn_blocking(move || {
+            match exchange.ledger.flush() {
+                Ok(rows) => exchange.metrics.ledger_rows.inc_by(rows as u64),
+                Err(error) => {
+                    exchange.metrics.ledger_errors.inc();
+                    tracing::error!(%error, "the ledger cannot be written; trying again");
+                }
+            }
+            if tick % 15 == 0 {
+                match authority.keep_current(OffsetDateTime::now_utc()) {
+                    Ok(true) => tracing::info!("a new leaf was issued"),
+                    Ok(false) => {}
+                    Err(error) => tracing::error!(%error, "no new leaf could be issued"),
+                }
+            }
+        });
+        if kept.await.is_err() {
+            tracing::error!("keeping the ledger and the leaf failed");
+        }
+    }
+}

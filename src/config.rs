@@ -1,0 +1,536 @@
+//! The configuration: flags, `GHTAP_…` variables, a TOML file, in this order. Nothing else reads the
+//! environment of ours.
+
+use std::ffi::OsString;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
+use ipnet::IpNet;
+
+use crate::cache::policy::Freshness;
+use crate::calls::report::{By, Format};
+
+/// A forward proxy that spends a fraction of GitHub's rate limit, and counts every call.
+#[derive(Debug, Parser)]
+#[command(name = "ghtap", version, max_term_width = 100)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the proxy.
+    Serve(Box<Serve>),
+    /// Run a command through the tap, and print what it called.
+    Run(Box<Run>),
+    /// Print the variables that send a shell's programs through the tap.
+    Env(Env),
+    /// Make, show, export or rotate the CA.
+    Ca(Ca),
+    /// Print what was called, and what it cost.
+    Report(Report),
+    /// Look into the store, or empty it.
+    Cache(CacheArgs),
+    /// Check what goes wrong in practice, and say how to mend it.
+    Doctor(Doctor),
+}
+
+/// Where things are.
+#[derive(Clone, Debug, Args)]
+pub struct Places {
+    /// Holds the store, the ledger, the CA's key and the secret that credentials are digested with. Nobody else may
+    /// read it. [default: $XDG_DATA_HOME/ghtap/store]
+    #[arg(long, value_name = "DIR", env = "GHTAP_DATA_DIR", global = true)]
+    data_dir: Option<PathBuf>,
+    /// Gets what clients need to trust the CA: ca.pem, ca-bundle.pem (the system's roots and ours), truststore.p12.
+    /// Nothing secret. [default: $XDG_DATA_HOME/ghtap/certs]
+    #[arg(long, value_name = "DIR", env = "GHTAP_CERTS_DIR", global = true)]
+    certs_dir: Option<PathBuf>,
+    /// A TOML file; its keys are the long names of the options. Flags and variables win.
+    #[arg(long, value_name = "FILE", env = "GHTAP_CONFIG", global = true)]
+    pub config: Option<PathBuf>,
+}
+
+impl Places {
+    pub fn data_dir(&self) -> PathBuf {
+        self.data_dir.clone().unwrap_or_else(|| default_dir("store"))
+    }
+
+    pub fn certs_dir(&self) -> PathBuf {
+        self.certs_dir.clone().unwrap_or_else(|| default_dir("certs"))
+    }
+}
+
+fn default_dir(name: &str) -> PathBuf {
+    let set = |variable: &str| std::env::var_os(variable).filter(|v| !v.is_empty()).map(PathBuf::from);
+    let data = set("XDG_DATA_HOME").filter(|p| p.is_absolute());
+    let data = data.or_else(|| Some(set("HOME")?.join(".local/share")));
+    data.unwrap_or_else(|| PathBuf::from("/var/lib")).join("ghtap").join(name)
+}
+
+/// How the tap works: for `serve`, and for the private tap of `run`.
+#[derive(Clone, Debug, Args)]
+pub struct Tap {
+    #[command(flatten)]
+    pub places: Places,
+    /// A host whose TLS is terminated and whose GETs are cached. Repeatable; the CA's constraints cover exactly these.
+    #[arg(long, value_name = "HOST", env = "GHTAP_INTERCEPT", value_delimiter = ',', default_value = "api.github.com", value_parser = host)]
+    pub intercept: Vec<String>,
+    /// Connect to ADDR (IP or IP:PORT) for HOST:PORT, as curl does. Repeatable.
+    #[arg(long, value_name = "HOST:PORT:ADDR", env = "GHTAP_RESOLVE", value_delimiter = ',', value_parser = resolve)]
+    pub resolve: Vec<Resolve>,
+    /// Roots to trust upstream besides the system's: a PEM file.
+    #[arg(long, value_name = "FILE", env = "GHTAP_UPSTREAM_CA")]
+    pub upstream_ca: Option<PathBuf>,
+    /// Go out through this proxy: http://[user:password@]host:port
+    #[arg(long, value_name = "URL", env = "GHTAP_UPSTREAM_PROXY", hide_env_values = true)]
+    pub upstream_proxy: Option<String>,
+    /// How long GitHub may take to answer, and to pause within an answer.
+    #[arg(long, value_name = "DURATION", env = "GHTAP_UPSTREAM_TIMEOUT", default_value = "30s", value_parser = duration)]
+    pub upstream_timeout: Duration,
+    /// How long a name, a connection or a handshake may take, each.
+    #[arg(long, value_name = "DURATION", env = "GHTAP_CONNECT_TIMEOUT", default_value = "10s", value_parser = duration)]
+    pub connect_timeout: Duration,
+    /// Requests to GitHub under way at once; more wait.
+    #[arg(long, value_name = "N", env = "GHTAP_UPSTREAM_CONCURRENCY", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..))]
+    pub upstream_concurrency: u32,
+    /// Where responses are stored: sled: (below the data directory) or memory:
+    #[arg(long, value_name = "URL", env = "GHTAP_STORE", default_value = "sled:", value_parser = store)]
+    pub store: StoreKind,
+    /// What the store may occupy on disk (or in memory, with memory:).
+    #[arg(long, value_name = "SIZE", env = "GHTAP_STORE_MAX_BYTES", default_value = "1GiB", value_parser = size)]
+    pub store_max_bytes: u64,
+    /// What the layer in memory before the disk may hold.
+    #[arg(long, value_name = "SIZE", env = "GHTAP_STORE_MEMORY_BYTES", default_value = "64MiB", value_parser = size)]
+    pub store_memory_bytes: u64,
+    /// Larger responses are not stored.
+    #[arg(long, value_name = "SIZE", env = "GHTAP_MAX_OBJECT_BYTES", default_value = "20MiB", value_parser = size)]
+    pub max_object_bytes: u64,
+    /// When a stored response is served without asking: never (revalidate), for as long as GitHub's max-age says
+    /// (origin), or for a duration.
+    #[arg(long, value_name = "revalidate|origin|DURATION", env = "GHTAP_FRESHNESS", default_value = "revalidate", value_parser = freshness)]
+    pub freshness: Freshness,
+    /// How long to remember a 404 for content at a full commit id. 0s: not at all.
+    #[arg(long, value_name = "DURATION", env = "GHTAP_NOT_FOUND_TTL", default_value = "0s", value_parser = duration)]
+    pub not_found_ttl: Duration,
+    /// How old a stored response may be that stands in when GitHub cannot answer.
+    #[arg(long, value_name = "DURATION", env = "GHTAP_STALE_MAX_AGE", default_value = "24h", value_parser = duration)]
+    pub stale_max_age: Duration,
+    /// Compute the entity tags that GitHub would give a credential, so that credentials share what is stored.
+    #[arg(long, value_name = "on|off", env = "GHTAP_EXPECTED_ETAG", default_value = "on")]
+    pub expected_etag: Switch,
+    /// The ports that tunnels may go to. Repeatable.
+    #[arg(long, value_name = "PORT", env = "GHTAP_TUNNEL_PORTS", value_delimiter = ',', default_value = "443", value_parser = clap::value_parser!(u16).range(1..))]
+    pub tunnel_ports: Vec<u16>,
+    /// Addresses that no tunnel and no http:// request may go to, checked after the name is resolved. Repeatable.
+    #[arg(long, value_name = "CIDR", env = "GHTAP_TUNNEL_DENY", value_delimiter = ',', default_values = ["169.254.0.0/16", "fd00:ec2::254/128"], value_parser = network)]
+    pub tunnel_deny: Vec<IpNet>,
+    /// Close a tunnel through which nothing has moved for this long.
+    #[arg(long, value_name = "DURATION", env = "GHTAP_TUNNEL_IDLE", default_value = "15m", value_parser = duration)]
+    pub tunnel_idle: Duration,
+    /// How long a client may take over a request head, or pause within its content.
+    #[arg(long, value_name = "DURATION", env = "GHTAP_CLIENT_TIMEOUT", default_value = "30s", value_parser = duration)]
+    pub client_timeout: Duration,
+    /// How long an intercepted connection may be idle between two requests.
+    #[arg(long, value_name = "DURATION", env = "GHTAP_IDLE_TIMEOUT", default_value = "90s", value_parser = duration)]
+    pub idle_timeout: Duration,
+    /// Connections at once; more wait to be accepted.
+    #[arg(long, value_name = "N", env = "GHTAP_MAX_CONNECTIONS", default_value_t = 8192, value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_connections: u32,
+    /// Leave the name constraints off the root (LibreSSL cannot read them there); the intermediate keeps them.
+    #[arg(long, env = "GHTAP_UNCONSTRAINED_ROOT", value_parser = clap::builder::FalseyValueParser::new(), action = clap::ArgAction::SetTrue)]
+    pub unconstrained_root: bool,
+    /// Threads of the proxy. [default: one for each processor]
+    #[arg(long, value_name = "N", env = "GHTAP_THREADS", value_parser = clap::value_parser!(u16).range(1..))]
+    pub threads: Option<u16>,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct Serve {
+    #[command(flatten)]
+    pub tap: Tap,
+    /// The proxy's own address.
+    #[arg(long, value_name = "ADDR", env = "GHTAP_LISTEN", default_value = "127.0.0.1:3128")]
+    pub listen: SocketAddr,
+    /// Health, metrics and reports.
+    #[arg(long, value_name = "ADDR", env = "GHTAP_ADMIN", default_value = "127.0.0.1:3180")]
+    pub admin: SocketAddr,
+    /// Take TLS connections here, too, by server name: for clients that know no proxy and find us by a hosts file or DNS.
+    #[arg(long, value_name = "ADDR", env = "GHTAP_LISTEN_TLS")]
+    pub listen_tls: Option<SocketAddr>,
+    /// After SIGTERM or SIGINT, how long exchanges may take to finish.
+    #[arg(long, value_name = "DURATION", env = "GHTAP_DRAIN", default_value = "30s", value_parser = duration)]
+    pub drain: Duration,
+    /// How to log.
+    #[arg(long, value_name = "human|json", env = "GHTAP_LOG_FORMAT", default_value = "human")]
+    pub log_format: LogFormat,
+    /// What to log: error, warn, info (a line for each API request), debug; or tracing directives.
+    #[arg(long, value_name = "LEVEL", env = "GHTAP_LOG", default_value = "info")]
+    pub log: String,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct Run {
+    #[command(flatten)]
+    pub tap: Tap,
+    /// Fail, with exit code 3, when the command makes more charged calls than this.
+    #[arg(long, value_name = "N")]
+    pub budget: Option<u64>,
+    /// Compare with an inventory that --save kept; fail, with exit code 3, when a route got more expensive.
+    #[arg(long, value_name = "FILE")]
+    pub baseline: Option<PathBuf>,
+    /// Keep the inventory in a file.
+    #[arg(long, value_name = "FILE")]
+    pub save: Option<PathBuf>,
+    /// How to print the inventory (to stderr).
+    #[arg(long, value_name = "table|json", default_value = "table")]
+    pub report: ReportFormat,
+    /// The command and its arguments.
+    #[arg(last = true, required = true, value_name = "COMMAND")]
+    pub command: Vec<OsString>,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct Env {
+    #[command(flatten)]
+    pub places: Places,
+    /// The syntax to print.
+    #[arg(long, value_name = "sh|fish|powershell|json|dockerfile", default_value = "sh")]
+    pub shell: Shell,
+    /// The tap's address. [default: that of the running tap, else 127.0.0.1:3128]
+    #[arg(long, value_name = "URL", env = "GHTAP_PROXY")]
+    pub proxy: Option<String>,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct Ca {
+    #[command(flatten)]
+    pub places: Places,
+    #[command(subcommand)]
+    pub action: CaAction,
+}
+
+#[derive(Clone, Debug, Subcommand)]
+pub enum CaAction {
+    /// Make the CA, if there is none.
+    Init(CaNew),
+    /// Print the path of the root that clients are to trust.
+    Path,
+    /// Print what the CA is.
+    Show,
+    /// Print the root: PEM, DER, a PKCS#12 trust store (with the system's roots; password: changeit), or a PEM bundle of the system's roots and ours.
+    Export {
+        #[arg(long, value_name = "pem|der|p12|bundle", default_value = "pem")]
+        format: Export,
+        /// Write to a file.
+        #[arg(long, short, value_name = "FILE")]
+        output: Option<PathBuf>,
+    },
+    /// Make a new CA in place of the old one. Clients must trust the new root.
+    Rotate(CaNew),
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct CaNew {
+    /// The hosts that it may name. Repeatable. [default for rotate: those of the old CA]
+    #[arg(long, value_name = "HOST", env = "GHTAP_INTERCEPT", value_delimiter = ',', value_parser = host)]
+    pub intercept: Vec<String>,
+    /// Leave the name constraints off the root (for LibreSSL); the intermediate keeps them.
+    #[arg(long)]
+    pub unconstrained_root: bool,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct Report {
+    #[command(flatten)]
+    pub places: Places,
+    /// What to sum up by.
+    #[arg(long, value_name = "route|client|run|credential|host", default_value = "route")]
+    pub by: By,
+    /// How far back. [default: all]
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    pub since: Option<Duration>,
+    /// Only this run.
+    #[arg(long, value_name = "RUN")]
+    pub run: Option<String>,
+    #[arg(long, value_name = "table|json|csv", default_value = "table")]
+    pub format: Format,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct CacheArgs {
+    #[command(flatten)]
+    pub places: Places,
+    #[command(subcommand)]
+    pub action: CacheAction,
+}
+
+#[derive(Clone, Debug, Subcommand)]
+pub enum CacheAction {
+    /// How much is stored.
+    Stats,
+    /// The URLs that are stored.
+    List {
+        /// Only those that begin so.
+        #[arg(default_value = "")]
+        prefix: String,
+    },
+    /// What is stored for a URL.
+    Show { url: String },
+    /// Remove what is stored for URLs that begin so; without a prefix, everything.
+    Purge {
+        #[arg(default_value = "")]
+        prefix: String,
+    },
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct Doctor {
+    #[command(flatten)]
+    pub places: Places,
+    /// The tap to check. [default: that of the running tap, else HTTPS_PROXY]
+    #[arg(long, value_name = "URL", env = "GHTAP_PROXY")]
+    pub proxy: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Switch {
+    On,
+    Off,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    Human,
+    Json,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ReportFormat {
+    Table,
+    Json,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Shell {
+    Sh,
+    Fish,
+    Powershell,
+    Json,
+    Dockerfile,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Export {
+    Pem,
+    Der,
+    P12,
+    Bundle,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StoreKind {
+    Sled,
+    Memory,
+}
+
+/// One `--resolve`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Resolve {
+    pub host: String,
+    pub port: u16,
+    pub address: SocketAddr,
+}
+
+/// Reads the command line, the environment, and the file that `--config` names.
+///
+/// # Errors
+/// What clap says of the command line, or one line about the file.
+pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Error> {
+    let mut args: Vec<OsString> = args.into_iter().collect();
+    let mut command = Cli::command();
+    let matches = command.try_get_matches_from_mut(&args)?;
+    let Some((name, given)) = matches.subcommand() else { return Cli::from_arg_matches(&matches) };
+    let file = given.try_get_one::<PathBuf>("config").ok().flatten().cloned();
+    let Some(file) = file else { return Cli::from_arg_matches(&matches) };
+    let wrong =
+        |what: String| clap::Error::raw(clap::error::ErrorKind::InvalidValue, format!("{}: {what}\n", file.display()));
+    let text = std::fs::read_to_string(&file).map_err(|e| wrong(e.to_string()))?;
+    let table: toml::Table = text.parse().map_err(|e: toml::de::Error| wrong(e.to_string()))?;
+    let known = command.find_subcommand(name).expect("it was just parsed");
+    let mut more = Vec::new();
+    for (key, value) in &table {
+        let Some(argument) = known.get_arguments().find(|a| a.get_long() == Some(key) && key != "config") else {
+            // One file may serve all subcommands; but a key that none of them has is a mistake.
+            let elsewhere = command.get_subcommands().any(|s| s.get_arguments().any(|a| a.get_long() == Some(key)));
+            if elsewhere && key != "config" {
+                continue;
+            }
+            return Err(wrong(format!("there is no option {key:?}")));
+        };
+        let source = given.value_source(argument.get_id().as_str());
+        if !matches!(source, None | Some(clap::parser::ValueSource::DefaultValue)) {
+            continue;
+        }
+        let values = match value {
+            toml::Value::Array(all) => all.iter().collect(),
+            one => vec![one],
+        };
+        for value in values {
+            match value {
+                toml::Value::Boolean(true) if !argument.get_action().takes_values() => {
+                    more.push(format!("--{key}").into())
+                }
+                toml::Value::Boolean(false) if !argument.get_action().takes_values() => {}
+                toml::Value::String(text) => more.push(OsString::from(format!("--{key}={text}"))),
+                toml::Value::Integer(number) => more.push(format!("--{key}={number}").into()),
+                other => return Err(wrong(format!("{key}: a {} is not expected here", other.type_str()))),
+            }
+        }
+    }
+    let at = args.iter().position(|a| a == name).map_or(args.len(), |i| i + 1);
+    args.splice(at..at, more);
+    Cli::try_parse_from(args)
+}
+
+fn host(text: &str) -> Result<String, String> {
+    let host = text.trim_end_matches('.').to_ascii_lowercase();
+    let label = |l: &str| {
+        !l.is_empty() && l.len() <= 63 && l.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+    };
+    if host.parse::<std::net::IpAddr>().is_ok() || !host.split('.').all(label) {
+        return Err("a host name is expected, without scheme or port".into());
+    }
+    Ok(host)
+}
+
+fn resolve(text: &str) -> Result<Resolve, String> {
+    let wrong = || {
+        "HOST:PORT:ADDR is expected, for instance api.github.com:443:127.0.0.1 or api.github.com:443:127.0.0.1:8443"
+            .to_owned()
+    };
+    let mut parts = text.splitn(3, ':');
+    let (Some(host), Some(port), Some(address)) = (parts.next(), parts.next(), parts.next()) else {
+        return Err(wrong());
+    };
+    let port: u16 = port.parse().map_err(|_| wrong())?;
+    let bare = address.trim_start_matches('[').trim_end_matches(']');
+    let address = match (address.parse::<SocketAddr>(), bare.parse()) {
+        (Ok(address), _) => address,
+        (_, Ok(ip)) => SocketAddr::new(ip, port),
+        _ => return Err(wrong()),
+    };
+    Ok(Resolve { host: host.to_ascii_lowercase(), port, address })
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    humantime::parse_duration(text).map_err(|_| "a duration is expected, for instance 30s, 10m or 24h".into())
+}
+
+fn size(text: &str) -> Result<u64, String> {
+    let size: bytesize::ByteSize =
+        text.parse().map_err(|_| "a size is expected, for instance 512MiB or 1GiB".to_owned())?;
+    if size.0 < 1 << 20 {
+        return Err("at least 1MiB is needed".into());
+    }
+    Ok(size.0)
+}
+
+fn store(text: &str) -> Result<StoreKind, String> {
+    match text.trim_end_matches(':') {
+        "sled" => Ok(StoreKind::Sled),
+        "memory" => Ok(StoreKind::Memory),
+        _ if text.starts_with("redis") => Err("this version has no Redis store yet; use sled: or memory:".into()),
+        _ => Err("sled: or memory: is expected".into()),
+    }
+}
+
+fn freshness(text: &str) -> Result<Freshness, String> {
+    match text {
+        "revalidate" => Ok(Freshness::Revalidate),
+        "origin" => Ok(Freshness::Origin),
+        other => match duration(other) {
+            Ok(duration) if duration.is_zero() => Ok(Freshness::Revalidate),
+            Ok(duration) => Ok(Freshness::For(duration)),
+            Err(_) => Err("revalidate, origin or a duration is expected".into()),
+        },
+    }
+}
+
+fn network(text: &str) -> Result<IpNet, String> {
+    let net = text.parse::<IpNet>().or_else(|_| text.parse::<std::net::IpAddr>().map(IpNet::from));
+    net.map_err(|_| "a network is expected, for instance 10.0.0.0/8".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn serve(args: &[&str]) -> Result<Box<Serve>, String> {
+        let args = ["ghtap", "serve"].iter().chain(args).map(OsString::from);
+        match parse(args).map_err(|e| e.to_string())?.command {
+            Command::Serve(serve) => Ok(serve),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn defaults_are_those_of_the_design() {
+        let s = serve(&[]).unwrap();
+        assert_eq!((s.listen.to_string(), s.admin.to_string()), ("127.0.0.1:3128".into(), "127.0.0.1:3180".into()));
+        assert_eq!(s.tap.intercept, ["api.github.com"]);
+        assert_eq!((s.tap.store, s.tap.store_max_bytes, s.tap.max_object_bytes), (StoreKind::Sled, 1 << 30, 20 << 20));
+        assert_eq!((s.tap.freshness, s.tap.not_found_ttl), (Freshness::Revalidate, Duration::ZERO));
+        assert_eq!((s.tap.stale_max_age, s.tap.expected_etag), (Duration::from_secs(86400), Switch::On));
+        assert_eq!(
+            (s.tap.tunnel_ports.as_slice(), s.tap.tunnel_deny.len(), s.drain),
+            (&[443][..], 2, Duration::from_secs(30))
+        );
+    }
+
+    #[test]
+    fn flags_win_over_the_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("ghtap.toml");
+        std::fs::write(&file, "freshness = \"origin\"\nlisten = \"127.0.0.1:1\"\ntunnel-ports = [443, 8443]\nunconstrained-root = true\nbudget = 3\n").unwrap();
+        let config = format!("--config={}", file.display());
+        let s = serve(&[&config, "--listen", "127.0.0.1:2"]).unwrap();
+        assert_eq!((s.tap.freshness, s.listen.port()), (Freshness::Origin, 2));
+        assert_eq!((s.tap.tunnel_ports.as_slice(), s.tap.unconstrained_root), (&[443, 8443][..], true));
+        for (text, said) in [
+            ("nonsense = 1", "no option \"nonsense\""),
+            ("listen = {}", "not expected"),
+            ("=", "TOML"),
+            ("listen = \"x\"", "listen"),
+        ] {
+            std::fs::write(&file, text).unwrap();
+            assert!(serve(&[&config]).unwrap_err().contains(said), "{text}");
+        }
+    }
+
+    #[test]
+    fn bad_values_are_explained() {
+        for (args, said) in [
+            (["--resolve", "x:1"], "HOST:PORT:ADDR"),
+            (["--freshness", "soon"], "revalidate, origin or a duration"),
+            (["--store", "redis://x"], "no Redis store yet"),
+            (["--store-max-bytes", "10"], "at least 1MiB"),
+            (["--intercept", "https://x"], "without scheme"),
+            (["--tunnel-deny", "x"], "10.0.0.0/8"),
+            (["--tunnel-ports", "0"], "0"),
+        ] {
+            assert!(serve(&args).unwrap_err().contains(said), "{args:?}: {}", serve(&args).unwrap_err());
+        }
+        let resolved = serve(&["--resolve", "API.github.com:443:127.0.0.1:8443,x:1:::1"]).unwrap().tap.resolve;
+        assert_eq!(resolved[0].address.to_string(), "127.0.0.1:8443");
+        assert_eq!(resolved[1].address.to_string(), "[::1]:1");
+    }
+}

@@ -1,0 +1,152 @@
+//! Taking in a 200: what is learned from it, and what of it is stored.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::{HeaderMap, header};
+
+use super::Exchange;
+use super::asked::Asked;
+use crate::body::gunzip;
+use crate::cache::key::{Key, KeyId};
+use crate::cache::listing;
+use crate::cache::policy;
+use crate::cache::store::{Loaded, Store};
+use crate::cache::stored::{BodyId, Coding, Entry, Representation, Validator, write_head};
+use crate::fields;
+use crate::github::credentials::{CredentialId, Principal};
+use crate::github::etag::{self, Recipe};
+use crate::metrics::Metrics;
+
+/// What is needed to store a response once its content is whole.
+pub(super) struct Keeping {
+    pub id: KeyId,
+    pub key: Key,
+    pub request: HeaderMap,
+    pub credential: CredentialId,
+    pub principal: Option<Principal>,
+    pub at: u64,
+    pub headers: HeaderMap,
+    pub seen: Option<Arc<Loaded>>,
+}
+
+/// How much a body may grow when its gzip is undone.
+const MAX_EXPANSION: u64 = 20;
+
+/// Stores responses.
+pub(super) struct Keeper {
+    pub store: Arc<Store>,
+    pub metrics: Arc<Metrics>,
+    pub max_object_bytes: u64,
+}
+
+impl Exchange {
+    pub(super) fn keeping(
+        &self,
+        asked: &Asked,
+        key: &Key,
+        id: KeyId,
+        headers: &HeaderMap,
+        seen: Option<Arc<Loaded>>,
+    ) -> Keeping {
+        Keeping {
+            id,
+            key: key.clone(),
+            request: asked.headers.clone(),
+            credential: asked.credential,
+            principal: asked.principal.clone(),
+            at: asked.at,
+            headers: headers.clone(),
+            seen,
+        }
+    }
+}
+
+impl Keeper {
+    /// Stores a large 200 that has gone by, when there is time.
+    pub(super) fn keep_later(self: Arc<Self>, keeping: Keeping, body: Bytes) {
+        tokio::task::spawn_blocking(move || self.keep(keeping, body));
+    }
+
+    /// Stores a whole 200. Gives the number of its elements; none also if its coding is broken, and it was
+    /// not stored.
+    pub(super) fn keep(&self, keeping: Keeping, body: Bytes) -> Kept {
+        let Keeping { id, key, request, credential, principal, at, headers, seen } = keeping;
+        let coding = match headers.get(header::CONTENT_ENCODING) {
+            Some(v) if v == "gzip" => Coding::Gzip,
+            _ => Coding::Identity,
+        };
+        let plain = match coding {
+            Coding::Identity => None,
+            Coding::Gzip => {
+                let max = self.max_object_bytes.saturating_mul(MAX_EXPANSION);
+                match gunzip(&body, max) {
+                    Some(plain) => Some(plain),
+                    None => return Kept::default(),
+                }
+            }
+        };
+        let plain = plain.as_deref().unwrap_or(&body);
+        let json =
+            headers.get(header::CONTENT_TYPE).is_none_or(|v| memchr::memmem::find(v.as_bytes(), b"json").is_some());
+        let elements = if json { listing::elements(plain) } else { None };
+        let tag = headers.get(header::ETAG).and_then(|v| v.to_str().ok());
+        let recipe = tag.and_then(|tag| {
+            let vary = policy::vary(&headers);
+            let learned = match key.pretty {
+                true => Recipe::learn(&request, &vary, &etag::compact(plain), tag)
+                    .or_else(|| Recipe::learn(&request, &vary, plain, tag)),
+                false => Recipe::learn(&request, &vary, plain, tag),
+            };
+            self.metrics.recipe(learned.is_some());
+            learned
+        });
+        let validator = validator(credential, principal, &headers, at);
+        let body_id = BodyId::of(&body);
+        let representation = Representation {
+            body: body_id,
+            body_len: body.len() as u64,
+            plain_len: plain.len() as u64,
+            coding,
+            head: write_head(&fields::to_store(&headers)),
+            recipe,
+            elements,
+            stored_at: at,
+            validators: Vec::new(),
+        };
+        self.store.update(
+            id,
+            seen.as_ref(),
+            || Entry::new(key),
+            Some((body_id, body.clone())),
+            true,
+            |entry| entry.put(representation, validator),
+        );
+        Kept { stored: true, elements }
+    }
+}
+
+/// What became of a 200.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Kept {
+    pub stored: bool,
+    pub elements: Option<u32>,
+}
+
+/// What an answer tells its credential.
+pub(super) fn validator(
+    credential: CredentialId,
+    principal: Option<Principal>,
+    headers: &HeaderMap,
+    at: u64,
+) -> Validator {
+    let text = |name| headers.get(name).and_then(|v| v.to_str().ok()).map(str::to_owned);
+    Validator {
+        credential,
+        principal,
+        etag: text(header::ETAG),
+        last_modified: text(header::LAST_MODIFIED),
+        confirmed_at: at,
+        max_age: policy::max_age(headers),
+    }
+}

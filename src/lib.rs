@@ -1,0 +1,47 @@
+//! ghtap: a tap on the line to GitHub.
+//!
+//! A forward proxy that terminates TLS for `api.github.com` alone, turns every GET into a conditional
+//! request against an on-disk store, and counts every call. All other traffic passes through untouched.
+//!
+//! # The life of one request
+//!
+//! 1. [`server`] accepts, under a connection limit; the request head has a time to arrive in.
+//! 2. [`proxy`] looks at the request-target. `CONNECT` to another host: [`tunnel`]. To an intercepted one: 200, read the
+//!    ClientHello ([`tls::hello`]), check its server name, terminate with a leaf of our CA ([`tls::authority`]), and
+//!    serve HTTP/1.1 or HTTP/2 by ALPN.
+//! 3. [`clients`] names the client and its run.
+//! 4. [`exchange`]: not eligible for the cache, it is forwarded; eligible, looked up, asked with our validator, answered.
+//! 5. [`calls`] records it once: in the log, the metrics and the ledger.
+//!
+//! Arrows run one way: `cli → config, server → proxy → {tunnel, exchange}`, `exchange → {github, cache, origin, calls}`.
+//! Nobody below `server` sees `Config`.
+//!
+//! # What is deliberately not done
+//!
+//! - No HTTP/2 upstream. One request, one connection from a pool costs no wake-up of another thread, and GitHub
+//!   limits requests, not connections.
+//! - No lists in `If-None-Match`: whether GitHub reads more than one tag is not known.
+//! - No guess of `[]` where the answer would be pretty-printed: its bytes are not known.
+//! - Nothing is served that GitHub has not confirmed in this very exchange, unless the operator asked for it or
+//!   GitHub cannot answer.
+
+#![forbid(unsafe_code)]
+
+pub mod admin;
+pub mod body;
+pub mod cache;
+pub mod calls;
+pub mod cli;
+pub mod clients;
+pub mod config;
+pub mod drain;
+pub mod error;
+pub mod exchange;
+pub mod fields;
+pub mod github;
+pub mod metrics;
+pub mod origin;
+pub mod proxy;
+pub mod server;
+pub mod tls;
+pub mod tunnel;

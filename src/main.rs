@@ -1,0 +1,17 @@
+//! Parse, start, exit code.
+
+use std::process::ExitCode;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    let cli = match ghtap::config::parse(std::env::args_os()) {
+        Ok(cli) => cli,
+        Err(error) => error.exit(),
+    };
+    ghtap::cli::run(cli).unwrap_or_else(|failure| {
+        eprintln!("ghtap: {failure}");
+        ExitCode::FAILURE
+    })
+}

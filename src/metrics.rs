@@ -1,0 +1,239 @@
+//! The Prometheus metrics. Each label's values are bounded, whatever clients send.
+
+use std::collections::HashSet;
+
+use parking_lot::Mutex;
+use prometheus::{
+    Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts,
+    Registry, TextEncoder,
+};
+
+use crate::cache::store;
+use crate::github::limits::Quota;
+
+/// Clients, credentials and routes that have series of their own; the rest is `other`.
+const MAX_VALUES: usize = 200;
+const MAX_ROUTES: usize = 500;
+
+/// All metrics, and the registry that `/metrics` shows.
+pub struct Metrics {
+    registry: Registry,
+    calls: IntCounterVec,
+    upstream: IntCounterVec,
+    by_route: IntCounterVec,
+    by_client: IntCounterVec,
+    duration: HistogramVec,
+    quota_limit: GaugeVec,
+    quota_remaining: GaugeVec,
+    quota_reset: GaugeVec,
+    recipe: IntCounterVec,
+    pub refused: IntCounterVec,
+    pub connections: IntCounterVec,
+    pub connections_open: IntGauge,
+    pub tunnels: IntCounterVec,
+    pub tunnels_open: IntGauge,
+    pub tunnel_bytes: IntCounterVec,
+    pub folded: IntCounterVec,
+    pub ledger_rows: IntCounter,
+    pub ledger_errors: IntCounter,
+    pub ledger_bytes: Gauge,
+    pub head_wait: Histogram,
+    store: [Gauge; 6],
+    clients: Bounded,
+    credentials: Bounded,
+    routes: Bounded,
+}
+
+/// A set of label values that stops growing.
+struct Bounded {
+    seen: Mutex<HashSet<String, foldhash::fast::RandomState>>,
+    max: usize,
+    label: &'static str,
+}
+
+impl Bounded {
+    fn new(label: &'static str, max: usize) -> Bounded {
+        Bounded { seen: Mutex::default(), max, label }
+    }
+
+    fn fold<'a>(&self, value: &'a str, folded: &IntCounterVec) -> &'a str {
+        let mut seen = self.seen.lock();
+        if seen.contains(value) {
+            return value;
+        }
+        if seen.len() < self.max {
+            seen.insert(value.to_owned());
+            return value;
+        }
+        folded.with_label_values(&[self.label]).inc();
+        "other"
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Metrics {
+    pub fn new() -> Metrics {
+        let registry = Registry::new();
+        let r = &registry;
+        let buckets = vec![0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
+        let duration =
+            HistogramOpts::new("ghtap_call_duration_seconds", "Time from a client's request to its answer's head.");
+        let duration = HistogramVec::new(duration.buckets(buckets.clone()), &["outcome"]).expect("valid");
+        let wait =
+            HistogramOpts::new("ghtap_upstream_response_seconds", "Time from asking GitHub to its answer's head.");
+        let head_wait = Histogram::with_opts(wait.buckets(buckets)).expect("valid");
+        r.register(Box::new(duration.clone())).expect("registered once");
+        r.register(Box::new(head_wait.clone())).expect("registered once");
+        let info = gauges(r, "ghtap_build_info", "Always 1; the version is a label.", &["version"]);
+        info.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1.0);
+        let gauge = |name: &str, help: &str| {
+            let gauge = Gauge::new(name, help).expect("valid");
+            r.register(Box::new(gauge.clone())).expect("registered once");
+            gauge
+        };
+        Metrics {
+            calls: counters(
+                r,
+                "ghtap_calls_total",
+                "Requests that clients made to an intercepted host.",
+                &["host", "outcome"],
+            ),
+            upstream: counters(
+                r,
+                "ghtap_upstream_requests_total",
+                "Requests that left for GitHub.",
+                &["host", "status", "charged"],
+            ),
+            by_route: counters(
+                r,
+                "ghtap_route_requests_total",
+                "Requests that left for GitHub, by route template.",
+                &["route", "charged"],
+            ),
+            by_client: counters(
+                r,
+                "ghtap_client_requests_total",
+                "Requests that left for GitHub, by client.",
+                &["client", "charged"],
+            ),
+            duration,
+            quota_limit: gauges(r, "ghtap_quota_limit", "X-RateLimit-Limit as last seen.", &["credential", "resource"]),
+            quota_remaining: gauges(
+                r,
+                "ghtap_quota_remaining",
+                "X-RateLimit-Remaining as last seen.",
+                &["credential", "resource"],
+            ),
+            quota_reset: gauges(
+                r,
+                "ghtap_quota_reset_timestamp_seconds",
+                "X-RateLimit-Reset as last seen.",
+                &["credential", "resource"],
+            ),
+            recipe: counters(
+                r,
+                "ghtap_etag_recipe_total",
+                "200s whose ETag the known recipe made (match) or not (miss).",
+                &["result"],
+            ),
+            refused: counters(r, "ghtap_refused_total", "Requests and connections that were refused.", &["reason"]),
+            connections: counters(r, "ghtap_connections_total", "Connections accepted.", &["listener"]),
+            connections_open: open(r, "ghtap_connections_open", "Connections open now."),
+            tunnels: counters(r, "ghtap_tunnels_total", "Tunnels to other hosts.", &["result"]),
+            tunnels_open: open(r, "ghtap_tunnels_open", "Tunnels open now."),
+            tunnel_bytes: counters(r, "ghtap_tunnel_bytes_total", "Bytes through tunnels.", &["direction"]),
+            folded: counters(r, "ghtap_folded_total", "Label values that were counted as other.", &["label"]),
+            ledger_rows: counter(r, "ghtap_ledger_rows_total", "Rows written to the ledger."),
+            ledger_errors: counter(r, "ghtap_ledger_errors_total", "Ledger writes that failed; they are tried again."),
+            ledger_bytes: gauge("ghtap_ledger_bytes", "Bytes that the ledger occupies."),
+            head_wait,
+            store: [
+                gauge("ghtap_store_entries", "Keys with a stored response."),
+                gauge("ghtap_store_live_bytes", "Bytes of what is stored."),
+                gauge("ghtap_store_disk_bytes", "Bytes that the store's directory occupies."),
+                gauge("ghtap_store_evicted", "Keys evicted since the start."),
+                gauge("ghtap_store_corrupt", "Stored responses that failed their check since the start."),
+                gauge("ghtap_store_errors", "Reads and writes of the store that failed since the start."),
+            ],
+            clients: Bounded::new("client", MAX_VALUES),
+            credentials: Bounded::new("credential", MAX_VALUES),
+            routes: Bounded::new("route", MAX_ROUTES),
+            registry,
+        }
+    }
+
+    /// One request of a client's, answered.
+    pub fn called(&self, host: &str, outcome: &str, seconds: f64) {
+        self.calls.with_label_values(&[host, outcome]).inc();
+        self.duration.with_label_values(&[outcome]).observe(seconds);
+    }
+
+    /// One request that left for GitHub.
+    pub fn sent(&self, host: &str, route: &str, client: &str, status: &str, charged: bool) {
+        let charged = if charged { "true" } else { "false" };
+        self.upstream.with_label_values(&[host, status, charged]).inc();
+        self.by_route.with_label_values(&[self.routes.fold(route, &self.folded), charged]).inc();
+        self.by_client.with_label_values(&[self.clients.fold(client, &self.folded), charged]).inc();
+    }
+
+    /// What GitHub said of a credential's quota.
+    pub fn quota(&self, credential: &str, quota: &Quota) {
+        let credential = self.credentials.fold(credential, &self.folded);
+        let labels = [credential, quota.resource.unwrap_or("core")];
+        let fields = [
+            (&self.quota_limit, quota.limit),
+            (&self.quota_remaining, quota.remaining),
+            (&self.quota_reset, quota.reset),
+        ];
+        for (gauge, value) in fields {
+            if let Some(value) = value {
+                gauge.with_label_values(&labels).set(value as f64);
+            }
+        }
+    }
+
+    /// Whether the recipe made a 200's ETag.
+    pub fn recipe(&self, matched: bool) {
+        self.recipe.with_label_values(&[if matched { "match" } else { "miss" }]).inc();
+    }
+
+    /// The text that `/metrics` answers.
+    pub fn render(&self, store: &store::Stats) -> String {
+        let values = [store.entries, store.live_bytes, store.disk_bytes, store.evicted, store.corrupt, store.errors];
+        for (gauge, value) in self.store.iter().zip(values) {
+            gauge.set(value as f64);
+        }
+        let mut out = Vec::new();
+        let _ = TextEncoder::new().encode(&self.registry.gather(), &mut out);
+        String::from_utf8(out).unwrap_or_default()
+    }
+}
+
+fn counters(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
+    let metric = IntCounterVec::new(Opts::new(name, help), labels).expect("a valid name");
+    registry.register(Box::new(metric.clone())).expect("registered once");
+    metric
+}
+
+fn counter(registry: &Registry, name: &str, help: &str) -> IntCounter {
+    let metric = IntCounter::new(name, help).expect("a valid name");
+    registry.register(Box::new(metric.clone())).expect("registered once");
+    metric
+}
+
+fn gauges(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> GaugeVec {
+    let metric = GaugeVec::new(Opts::new(name, help), labels).expect("a valid name");
+    registry.register(Box::new(metric.clone())).expect("registered once");
+    metric
+}
+
+fn open(registry: &Registry, name: &str, help: &str) -> IntGauge {
+    let metric = IntGauge::new(name, help).expect("a valid name");
+    registry.register(Box::new(metric.clone())).expect("registered once");
+    metric
+}

@@ -1,0 +1,281 @@
+//! Dispatch on the request-target: authority-form (`CONNECT`), absolute-form, origin-form (RFC 9112, 3.2).
+
+mod forward;
+mod intercept;
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Method, Request, Response, Version};
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use parking_lot::Mutex;
+use tokio::net::TcpStream;
+
+use crate::body::Body;
+use crate::clients::Caller;
+use crate::drain::Drain;
+use crate::error::Error;
+use crate::exchange::Exchange;
+use crate::metrics::Metrics;
+use crate::origin::dial::{Dialer, Target};
+use crate::tls::authority::Authority;
+use crate::tunnel::{self, Passed};
+
+/// How long clients may take.
+#[derive(Clone, Debug)]
+pub struct Patience {
+    /// For a request head, on a connection to the proxy itself.
+    pub head: Duration,
+    /// For the ClientHello and the TLS handshake, each.
+    pub handshake: Duration,
+    /// Between two requests on an intercepted connection.
+    pub idle: Duration,
+    /// For a tunnel through which nothing moves.
+    pub tunnel: Duration,
+}
+
+/// The proxy: what every connection shares.
+pub struct Proxy {
+    pub exchange: Arc<Exchange>,
+    pub authority: Arc<Authority>,
+    pub dialer: Arc<Dialer>,
+    pub metrics: Arc<Metrics>,
+    /// The hosts that are intercepted, lower case.
+    pub hosts: Vec<Arc<str>>,
+    pub tunnel_ports: Vec<u16>,
+    pub patience: Patience,
+    /// Our own addresses, so that no tunnel leads back.
+    pub listeners: Vec<SocketAddr>,
+    /// Who calls, where the connection does not say.
+    pub default_caller: Option<Caller>,
+}
+
+/// Request heads larger than this are refused with 431.
+const MAX_HEAD: usize = 128 << 10;
+
+/// A tunnel that is quiet for this long while we drain is closed.
+const DRAINED_SILENCE: Duration = Duration::from_secs(1);
+
+/// What a connection becomes after a `CONNECT`.
+enum Next {
+    Terminate { target: Target, caller: Caller },
+    Tunnel { stream: TcpStream, authority: String },
+}
+
+impl Proxy {
+    /// Serves a connection to the proxy's own address until it ends, or has drained.
+    pub async fn serve(self: Arc<Self>, stream: TcpStream, peer: SocketAddr, mut drain: Drain) {
+        let next: Arc<Mutex<Option<(OnUpgrade, Next)>>> = Arc::default();
+        let service = {
+            let (proxy, next) = (self.clone(), next.clone());
+            service_fn(move |request: Request<Incoming>| {
+                let (proxy, next) = (proxy.clone(), next.clone());
+                async move { Ok::<_, Infallible>(proxy.dispatch(request, peer, &next).await) }
+            })
+        };
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(self.patience.head)
+            .max_buf_size(MAX_HEAD)
+            .serve_connection(TokioIo::new(stream), service)
+            .with_upgrades();
+        let mut connection = std::pin::pin!(connection);
+        let served = tokio::select! {
+            served = connection.as_mut() => served,
+            () = drain.begun() => {
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+        };
+        if let Err(error) = served {
+            self.refuse(reason(&error));
+            tracing::debug!(%error, %peer, "a connection ended badly");
+            return;
+        }
+        let Some((upgrade, next)) = next.lock().take() else { return };
+        let Ok(upgraded) = upgrade.await else { return };
+        let Ok(parts) = upgraded.downcast::<TokioIo<TcpStream>>() else { return };
+        let (stream, begun) = (parts.io.into_inner(), parts.read_buf);
+        match next {
+            Next::Terminate { target, caller } => {
+                self.terminate(stream, begun, Some(target), caller, peer, drain).await
+            }
+            Next::Tunnel { stream: origin, authority } => self.tunnel(stream, begun, origin, &authority, drain).await,
+        }
+    }
+
+    /// Serves a connection of a client that knows no proxy: TLS at once, by server name.
+    pub async fn serve_tls(self: Arc<Self>, stream: TcpStream, peer: SocketAddr, drain: Drain) {
+        let caller = self.default_caller.clone().unwrap_or_else(|| Caller::at(peer.ip()));
+        self.terminate(stream, Bytes::new(), None, caller, peer, drain).await;
+    }
+
+    async fn dispatch(
+        &self,
+        mut request: Request<Incoming>,
+        peer: SocketAddr,
+        next: &Mutex<Option<(OnUpgrade, Next)>>,
+    ) -> Response<Body> {
+        let answer = if request.method() == Method::CONNECT {
+            self.connect(&mut request, peer).await.map(|n| {
+                *next.lock() = Some((hyper::upgrade::on(&mut request), n));
+                Response::new(Body::Empty)
+            })
+        } else if request.uri().scheme().is_some() {
+            self.absolute(request, self.caller(&peer, None)).await
+        } else {
+            Err(Error::BadRequest(
+                "this is a proxy: set HTTPS_PROXY to its address and ask for https://api.github.com, or run: eval \"$(ghtap env)\"".into(),
+            ))
+        };
+        answer.unwrap_or_else(|error| {
+            tracing::info!(%peer, %error, "refused");
+            self.refuse("request");
+            error.response()
+        })
+    }
+
+    fn caller(&self, peer: &SocketAddr, headers: Option<&http::HeaderMap>) -> Caller {
+        let named = headers
+            .map(|h| Caller::of(h, peer.ip()))
+            .filter(|_| headers.is_some_and(|h| h.contains_key(http::header::PROXY_AUTHORIZATION)));
+        named.or_else(|| self.default_caller.clone()).unwrap_or_else(|| Caller::at(peer.ip()))
+    }
+
+    /// `CONNECT`: to an intercepted host, the client is to begin TLS with us; to another, a tunnel, whose far
+    /// end is connected before the client is told so.
+    async fn connect(&self, request: &mut Request<Incoming>, peer: SocketAddr) -> Result<Next, Error> {
+        let text = request.uri().authority().map(|a| a.as_str().to_owned()).unwrap_or_default();
+        let (host, port) = authority(&text)?;
+        if let Some(host) = self.hosts.iter().find(|h| ***h == *host)
+            && port == 443
+        {
+            let target = Target { host: host.clone(), port, tls: true, guarded: false };
+            return Ok(Next::Terminate { target, caller: self.caller(&peer, Some(request.headers())) });
+        }
+        if !self.tunnel_ports.contains(&port) {
+            self.metrics.tunnels.with_label_values(&["denied"]).inc();
+            return Err(Error::Forbidden(format!(
+                "no tunnel to port {port}: --tunnel-ports allows {:?}",
+                self.tunnel_ports
+            )));
+        }
+        let target = Target { host: host.as_str().into(), port, tls: false, guarded: true };
+        let stream = self.reach(&target).await?;
+        Ok(Next::Tunnel { stream, authority: target.authority() })
+    }
+
+    /// The far end of a tunnel.
+    async fn reach(&self, target: &Target) -> Result<TcpStream, Error> {
+        let connected = self.dialer.tcp(target).await;
+        let stream = connected.inspect_err(|error| {
+            let denied = matches!(error, crate::origin::Error::Denied(_));
+            self.metrics.tunnels.with_label_values(&[if denied { "denied" } else { "failed" }]).inc();
+        })?;
+        if tunnel::is_loop(&stream, &self.listeners) {
+            return Err(Error::Loop);
+        }
+        Ok(stream)
+    }
+
+    async fn tunnel(&self, client: TcpStream, begun: Bytes, origin: TcpStream, authority: &str, mut drain: Drain) {
+        self.metrics.tunnels.with_label_values(&["opened"]).inc();
+        self.metrics.tunnels_open.inc();
+        let passed = Passed::default();
+        let running = async {
+            let ended = tunnel::run(client, begun, origin, self.patience.tunnel, &passed).await;
+            tracing::debug!(authority, error = ended.err().map(tracing::field::display), "tunnel ended");
+        };
+        let drained = async {
+            drain.begun().await;
+            // A tunnel may last for hours; one that is in use may finish what it is at.
+            tunnel::silence(DRAINED_SILENCE, &passed).await;
+        };
+        tokio::select! {
+            () = running => {}
+            () = drained => {}
+        }
+        self.metrics.tunnels_open.dec();
+        for (direction, bytes) in [("up", &passed.up), ("down", &passed.down)] {
+            self.metrics.tunnel_bytes.with_label_values(&[direction]).inc_by(bytes.load(Ordering::Relaxed));
+        }
+    }
+
+    fn refuse(&self, reason: &str) {
+        self.metrics.refused.with_label_values(&[reason]).inc();
+    }
+}
+
+/// Host (lower case, no brackets, no final dot) and port of an authority.
+fn authority(text: &str) -> Result<(String, u16), Error> {
+    let wrong = |why: &str| Error::BadRequest(format!("CONNECT {text:?} {why}; it takes HOST:PORT"));
+    if text.contains('@') {
+        return Err(wrong("has a user name"));
+    }
+    let (host, port) = match text.rsplit_once(':') {
+        Some((host, port)) if !port.ends_with(']') => (host, port),
+        _ => return Err(wrong("has no port")),
+    };
+    let port: u16 = port.parse().map_err(|_| wrong("has no valid port"))?;
+    if port == 0 {
+        return Err(wrong("has port 0"));
+    }
+    let host = host.strip_prefix('[').and_then(|h| h.strip_suffix(']')).unwrap_or(host);
+    let host = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
+    if host.is_empty() {
+        return Err(wrong("has no host"));
+    }
+    Ok((host, port))
+}
+
+/// A label for how a connection ended badly.
+fn reason(error: &hyper::Error) -> &'static str {
+    match error {
+        e if e.is_timeout() => "head-timeout",
+        e if e.is_parse_too_large() => "head-too-large",
+        e if e.is_parse() => "malformed",
+        _ => "connection",
+    }
+}
+
+/// Refuses what hyper lets through and what must not be forwarded (RFC 9112, 6.1: both framings at once).
+fn check_framing(request: &Request<Incoming>) -> Result<(), Error> {
+    let headers = request.headers();
+    let both =
+        headers.contains_key(http::header::CONTENT_LENGTH) && headers.contains_key(http::header::TRANSFER_ENCODING);
+    if both {
+        return Err(Error::BadRequest("the request has both Content-Length and Transfer-Encoding".into()));
+    }
+    if request.version() < Version::HTTP_2 && headers.get_all(http::header::HOST).iter().count() > 1 {
+        return Err(Error::BadRequest("the request has more than one Host".into()));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn authorities() {
+        for (text, host, port) in [
+            ("api.github.com:443", "api.github.com", 443),
+            ("API.GitHub.com.:443", "api.github.com", 443),
+            ("[::1]:8443", "::1", 8443),
+        ] {
+            assert_eq!(authority(text).unwrap(), (host.to_owned(), port));
+        }
+        for bad in ["api.github.com", "api.github.com:0", "api.github.com:x", ":443", "[::1]", "u@h:443", "h:70000", ""]
+        {
+            assert!(authority(bad).is_err(), "{bad}");
+        }
+    }
+}
