@@ -1,0 +1,5 @@
+//! A real `ghtap serve` between real clients and a stand-in for GitHub.
+
+mod support;
+
+mod cache;

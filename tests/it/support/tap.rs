@@ -1,0 +1,162 @@
+//! A real `ghtap serve`, in a process of its own.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use super::github::GitHub;
+
+pub const GHTAP: &str = env!("CARGO_BIN_EXE_ghtap");
+
+pub struct Tap {
+    pub proxy: SocketAddr,
+    pub admin: SocketAddr,
+    pub dir: tempfile::TempDir,
+    child: Option<Child>,
+    arguments: Vec<String>,
+}
+
+/// A command that finds nothing of the machine's own settings.
+pub fn command(program: impl AsRef<std::ffi::OsStr>) -> Command {
+    let mut command = Command::new(program);
+    for name in [
+        "HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy", "NO_PROXY", "no_proxy", "SSL_CERT_FILE",
+        "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "GIT_SSL_CAINFO", "NODE_EXTRA_CA_CERTS", "NODE_OPTIONS", "NIX_SSL_CERT_FILE",
+        "JAVA_TOOL_OPTIONS", "PIP_CERT",
+    ] {
+        command.env_remove(name);
+    }
+    command
+}
+
+impl Tap {
+    /// A tap in front of a stand-in.
+    pub async fn start(github: &GitHub, more: &[&str]) -> Tap {
+        let mut arguments = vec![
+            format!("--resolve=api.github.com:443:{}", github.address),
+            format!("--resolve=github.com:443:{}", github.address),
+            format!("--upstream-ca={}", github.ca.display()),
+        ];
+        arguments.extend(more.iter().map(|s| s.to_string()));
+        Tap::with(arguments).await
+    }
+
+    pub async fn with(arguments: Vec<String>) -> Tap {
+        let none: SocketAddr = "127.0.0.1:0".parse().unwrap();
+        let mut tap = Tap { proxy: none, admin: none, dir: tempfile::tempdir().unwrap(), child: None, arguments };
+        tap.launch().await;
+        tap
+    }
+
+    pub async fn launch(&mut self) {
+        let log = std::fs::OpenOptions::new().create(true).append(true).open(self.log_path()).unwrap();
+        let mut serve = command(GHTAP);
+        serve.args(["serve", "--listen=127.0.0.1:0", "--admin=127.0.0.1:0"]).arg(format!("--data-dir={}", self.data_dir().display()));
+        serve.arg(format!("--certs-dir={}", self.certs_dir().display())).args(&self.arguments);
+        self.child = Some(serve.stdin(Stdio::null()).stderr(log).spawn().unwrap());
+        let state = self.data_dir().join("tap.json");
+        let deadline = Instant::now() + Duration::from_secs(20);
+        loop {
+            assert!(Instant::now() < deadline, "the tap did not start: {}", self.log());
+            if let Some(status) = self.child.as_mut().unwrap().try_wait().unwrap() {
+                panic!("the tap ended with {status}: {}", self.log());
+            }
+            let pid = self.child.as_ref().unwrap().id();
+            let found = std::fs::read(&state).ok().and_then(|t| serde_json::from_slice::<serde_json::Value>(&t).ok());
+            if let Some(found) = found.filter(|f| f["pid"] == pid) {
+                self.proxy = found["proxy"].as_str().unwrap().parse().unwrap();
+                self.admin = found["admin"].as_str().unwrap().parse().unwrap();
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    pub fn data_dir(&self) -> PathBuf {
+        self.dir.path().join("data")
+    }
+
+    pub fn certs_dir(&self) -> PathBuf {
+        self.dir.path().join("certs")
+    }
+
+    pub fn ca(&self) -> PathBuf {
+        self.certs_dir().join("ca.pem")
+    }
+
+    pub fn bundle(&self) -> PathBuf {
+        self.certs_dir().join("ca-bundle.pem")
+    }
+
+    fn log_path(&self) -> PathBuf {
+        self.dir.path().join("log")
+    }
+
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.log_path()).unwrap_or_default()
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().unwrap().id()
+    }
+
+    pub fn kill(&mut self) {
+        let mut child = self.child.take().unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    pub fn signal(&self, signal: rustix::process::Signal) {
+        let pid = rustix::process::Pid::from_raw(self.pid().cast_signed()).unwrap();
+        rustix::process::kill_process(pid, signal).unwrap();
+    }
+
+    /// SIGTERM; gives the exit code.
+    pub async fn terminate(&mut self) -> Option<i32> {
+        self.signal(rustix::process::Signal::TERM);
+        self.wait().await
+    }
+
+    pub async fn wait(&mut self) -> Option<i32> {
+        let mut child = self.child.take().unwrap();
+        tokio::task::spawn_blocking(move || child.wait().unwrap().code()).await.unwrap()
+    }
+
+    /// A subcommand on this tap's directories.
+    pub async fn cli(&self, arguments: &[&str]) -> Output {
+        let mut cli = command(GHTAP);
+        cli.arg(arguments[0]).arg(format!("--data-dir={}", self.data_dir().display()));
+        cli.arg(format!("--certs-dir={}", self.certs_dir().display())).args(&arguments[1..]).stdin(Stdio::null());
+        tokio::task::spawn_blocking(move || cli.output().unwrap()).await.unwrap()
+    }
+
+    /// The value of a metric, its labels summed up.
+    pub async fn metric(&self, name: &str) -> f64 {
+        let text = self.get_admin("/metrics").await;
+        let lines = text.lines().filter(|l| l.split(['{', ' ']).next() == Some(name.split('{').next().unwrap()) && l.starts_with(name.trim_end_matches('}')));
+        lines.filter_map(|l| l.rsplit(' ').next()?.parse::<f64>().ok()).sum()
+    }
+
+    pub async fn get_admin(&self, path: &str) -> String {
+        let body = ghtap::admin::client::ask(self.admin, http::Method::GET, path).await.unwrap();
+        String::from_utf8_lossy(&body).into_owned()
+    }
+}
+
+impl Drop for Tap {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        if std::thread::panicking() {
+            eprintln!("--- the tap's log ---\n{}", self.log());
+        }
+    }
+}
+
+/// Whether a path is below another, for messages.
+pub fn exists(path: &Path) -> bool {
+    path.exists()
+}
