@@ -101,13 +101,19 @@ impl Tee {
                 }
             }
             Some(Err(_)) => self.kept = None,
-            None => {
-                if let (Some(kept), Some(done)) = (self.kept.take(), self.done.take()) {
-                    done(kept.into());
-                }
-            }
+            None => {}
+        }
+        // Where the length is known, nobody asks for the frame after the last one.
+        if frame.is_none() || self.rest.is_end_stream() {
+            self.finish();
         }
         Poll::Ready(frame)
+    }
+
+    fn finish(&mut self) {
+        if let (Some(kept), Some(done)) = (self.kept.take(), self.done.take()) {
+            done(kept.into());
+        }
     }
 
     fn size_hint(&self) -> SizeHint {

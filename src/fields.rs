@@ -1,7 +1,9 @@
 //! Fields that belong to one hop, to one credential, or to this intermediary.
 
 use http::header::{self, HeaderName};
-use http::{HeaderMap, HeaderValue};
+use http::{HeaderMap, HeaderValue, Request};
+
+use crate::body::RequestBody;
 
 /// Fields that are for the next hop only (RFC 9110, 7.6.1), besides those that `Connection` names.
 const HOP_BY_HOP: [HeaderName; 7] = [
@@ -43,6 +45,13 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
         if trailers {
             headers.insert(header::TE, HeaderValue::from_static("trailers"));
         }
+    }
+}
+
+/// Says that content of unknown length goes in chunks: hyper would leave it out of a GET.
+pub fn frame(request: &mut Request<RequestBody>) {
+    if !request.body().is_empty() && !request.headers().contains_key(header::CONTENT_LENGTH) {
+        request.headers_mut().insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
     }
 }
 

@@ -45,3 +45,4 @@ pub mod proxy;
 pub mod server;
 pub mod tls;
 pub mod tunnel;
+pub mod workers;

@@ -10,6 +10,7 @@ use tokio::sync::{Semaphore, mpsc};
 use crate::drain::Drain;
 use crate::metrics::Metrics;
 use crate::proxy::Proxy;
+use crate::workers::Workers;
 
 /// What a listener speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,6 +27,7 @@ pub async fn run(
     listener: TcpListener,
     speaks: Speaks,
     proxy: Arc<Proxy>,
+    workers: Arc<Workers>,
     limit: Arc<Semaphore>,
     mut drain: Drain,
     alive: mpsc::Sender<()>,
@@ -50,7 +52,7 @@ pub async fn run(
         let _ = stream.set_nodelay(true);
         let open = Open::new(&proxy.metrics, speaks);
         let (proxy, drain, alive) = (proxy.clone(), drain.clone(), alive.clone());
-        tokio::spawn(async move {
+        workers.serve(stream, move |stream| async move {
             match speaks {
                 Speaks::Proxy => proxy.serve(stream, peer, drain).await,
                 Speaks::Tls => proxy.serve_tls(stream, peer, drain).await,

@@ -103,6 +103,14 @@ fn with_page(target: &str, number: u32) -> Option<String> {
     Some(format!("{path}?{}", parts.join("&")))
 }
 
+/// The same target with the parameters of its query in order.
+pub fn with_sorted_query(target: &str) -> String {
+    let Some((path, query)) = target.split_once('?') else { return target.to_owned() };
+    let mut parts: Vec<_> = query.split('&').collect();
+    parts.sort_unstable();
+    format!("{path}?{}", parts.join("&"))
+}
+
 /// The relations of a `Link` value: `(rel, path and query)`.
 pub fn parse_links(value: &str) -> Vec<(String, String)> {
     let mut links = Vec::new();

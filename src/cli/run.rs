@@ -21,7 +21,7 @@ const OVER_BUDGET: u8 = 3;
 pub fn run(config: &Run) -> Result<ExitCode, Failure> {
     let _logging = logging::start(LogFormat::Human, "warn")?;
     let baseline = config.baseline.as_deref().map(read_inventory).transpose()?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(Failure::new)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Failure::new)?;
     let (code, mut lines) = runtime.block_on(async {
         let data_dir = config.tap.places.data_dir();
         match place::hold(&data_dir)? {

@@ -20,13 +20,8 @@ pub fn run(config: &Serve) -> Result<ExitCode, Failure> {
         )));
     };
     raise_descriptor_limit();
-    let threads =
-        config.tap.threads.map_or_else(|| std::thread::available_parallelism().map_or(1, |n| n.get()), usize::from);
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(threads)
-        .enable_all()
-        .build()
-        .map_err(Failure::new)?;
+    // Connections are served by threads of their own; this one accepts, and keeps house.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Failure::new)?;
     let code = runtime.block_on(serve(config, &held));
     // A blocking read may still be under way; it must not hold the exit up.
     runtime.shutdown_timeout(std::time::Duration::from_secs(1));

@@ -28,6 +28,7 @@ use crate::proxy::{Patience, Proxy};
 use crate::server::{self, Speaks};
 use crate::tls::authority::Authority;
 use crate::tls::{files, roots};
+use crate::workers::Workers;
 
 /// Listeners that are bound already: what fails here fails before anything else is begun.
 pub struct Listeners {
@@ -54,6 +55,7 @@ pub struct Running {
     drain: Draining,
     ended: mpsc::Receiver<()>,
     keeper: JoinHandle<()>,
+    workers: Arc<Workers>,
 }
 
 /// Binds an address.
@@ -93,7 +95,12 @@ pub async fn start(config: &Config, listeners: Listeners, apart: Apart) -> Resul
         concurrent: config.upstream_concurrency as usize,
         idle_connections: 64,
     };
-    let origin = Arc::new(Origin::new(dialer.clone(), limits));
+    let threads =
+        config.threads.map_or_else(|| std::thread::available_parallelism().map_or(1, |n| n.get()), usize::from);
+    let workers =
+        Workers::start(threads).map_err(|e| Failure::new(format_args!("{threads} threads cannot be started: {e}")))?;
+    let workers = Arc::new(workers);
+    let origin = Arc::new(Origin::new(dialer.clone(), limits, workers.count()));
 
     let memory_only = apart.memory_only || config.store == StoreKind::Memory;
     let (max_bytes, memory_bytes, dir) = (config.store_max_bytes, config.store_memory_bytes, data_dir.clone());
@@ -152,7 +159,15 @@ pub async fn start(config: &Config, listeners: Listeners, apart: Apart) -> Resul
     let accepting = [(Some(listeners.proxy), Speaks::Proxy), (listeners.tls, Speaks::Tls)];
     for (listener, speaks) in accepting {
         if let Some(listener) = listener {
-            tokio::spawn(server::run(listener, speaks, proxy.clone(), limit.clone(), draining.clone(), alive.clone()));
+            tokio::spawn(server::run(
+                listener,
+                speaks,
+                proxy.clone(),
+                workers.clone(),
+                limit.clone(),
+                draining.clone(),
+                alive.clone(),
+            ));
         }
     }
     if let (Some(listener), Some(listen)) = (listeners.admin, admin_address) {
@@ -169,6 +184,7 @@ pub async fn start(config: &Config, listeners: Listeners, apart: Apart) -> Resul
         tls: tls_address,
         drain,
         ended,
+        workers,
         keeper,
     })
 }
@@ -180,8 +196,10 @@ impl Running {
         self.drain.begin();
         let drained = tokio::time::timeout(patience, self.ended.recv()).await.is_ok();
         self.keeper.abort();
-        let exchange = self.exchange;
+        let (exchange, workers) = (self.exchange, self.workers);
         let flushed = tokio::task::spawn_blocking(move || {
+            // What has not finished by now is cut off, and counted so, before the books are closed.
+            drop(workers);
             exchange.store.close();
             exchange.ledger.flush()
         });

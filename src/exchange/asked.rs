@@ -169,6 +169,7 @@ impl Asked {
         let headers = request.headers_mut();
         *headers = self.headers.clone();
         headers.append(header::VIA, via.clone());
+        fields::frame(&mut request);
         request
     }
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header};
+use hyper::body::Body as _;
 
 use super::answer::{Answer, Marks, Shared, stand_in_name};
 use super::asked::Asked;
@@ -278,7 +279,8 @@ impl Exchange {
         let (parts, body) = response.into_parts();
         let status = parts.status;
         let is_get = asked.method == Method::GET;
-        let storable = is_get && policy::storable(status, &parts.headers, body.is_framed()).is_ok();
+        let fits = body.size_hint().exact().is_none_or(|length| length <= self.settings.max_object_bytes);
+        let storable = is_get && fits && policy::storable(status, &parts.headers, body.is_framed()).is_ok();
         let passed = |parts, body| {
             let mut answer = Answer::passed(parts, body, Outcome::Miss);
             answer.marks.forwarded = Some(missed(loaded.as_deref()));

@@ -4,7 +4,7 @@ use super::Exchange;
 use super::asked::Asked;
 use super::tally::Trace;
 use crate::cache::key::KeyId;
-use crate::cache::listing::{Claims, Confirmation, confirmation};
+use crate::cache::listing::{self, Claims, Confirmation, confirmation};
 use crate::cache::store::Loaded;
 use crate::github::credentials::CredentialId;
 
@@ -38,7 +38,7 @@ impl Exchange {
 
     async fn page(&self, asked: &Asked, trace: &Trace<'_>, target: Option<&str>, has_elements: bool) -> bool {
         let Some(target) = target else { return true };
-        let Some(probe) = asked.for_page(self, target) else { return false };
+        let Some(probe) = self.as_stored(asked, target).await else { return false };
         let key = probe.key().id();
         let fact = Fact { key, credential: asked.credential, generation: self.writes.generation(), has_elements };
         if self.confirmed.contains_key(&fact) {
@@ -51,5 +51,18 @@ impl Exchange {
             self.confirmed.insert(fact, ());
         }
         holds
+    }
+
+    /// The request for a page that a `Link` names, in the form in which it is stored: PyGithub sorts the query
+    /// of each link that it follows.
+    async fn as_stored(&self, asked: &Asked, target: &str) -> Option<Asked> {
+        let named = asked.for_page(self, target)?;
+        let sorted = listing::with_sorted_query(target);
+        if sorted == target || self.store.load(named.key().id(), asked.at).await.is_some() {
+            return Some(named);
+        }
+        let sorted = asked.for_page(self, &sorted)?;
+        let is_stored = self.store.load(sorted.key().id(), asked.at).await.is_some();
+        Some(if is_stored { sorted } else { named })
     }
 }

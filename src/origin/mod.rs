@@ -21,6 +21,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, Sleep};
 
 use crate::body::{self, RequestBody};
+use crate::workers;
 use dial::{Dialer, Stream, Target};
 use pool::{Link, Pools};
 
@@ -72,14 +73,15 @@ pub struct Limits {
 /// The outbound client.
 pub struct Origin {
     dialer: Arc<Dialer>,
-    pools: Pools,
+    /// One for each worker: a connection stays on the thread whose reactor knows it.
+    pools: Vec<Pools>,
     limits: Limits,
     permits: Arc<Semaphore>,
 }
 
 impl Origin {
-    pub fn new(dialer: Arc<Dialer>, limits: Limits) -> Origin {
-        let pools = Pools::new(limits.idle_connections);
+    pub fn new(dialer: Arc<Dialer>, limits: Limits, workers: usize) -> Origin {
+        let pools = (0..workers.max(1)).map(|_| Pools::new(limits.idle_connections)).collect();
         Origin { dialer, pools, permits: Arc::new(Semaphore::new(limits.concurrent)), limits }
     }
 
@@ -94,7 +96,7 @@ impl Origin {
     pub async fn send(&self, target: &Target, request: Request<RequestBody>) -> Result<Response<UpstreamBody>, Error> {
         let permit = tokio::time::timeout(self.limits.response, self.permits.clone().acquire_owned());
         let permit = permit.await.map_err(|_| Error::Busy)?.map_err(|_| Error::Busy)?;
-        let pool = self.pools.of(target);
+        let pool = self.pools[workers::index() % self.pools.len()].of(target);
         let mut request = request;
         if let Some(link) = pool.take().await {
             let spare = spare(&request);
@@ -274,6 +276,10 @@ impl HttpBody for UpstreamBody {
             Poll::Ready(Some(Ok(frame))) => {
                 if let Some(timer) = &mut this.timer {
                     timer.as_mut().reset(Instant::now() + this.idle);
+                }
+                // Where the length is known, nobody asks for the frame after the last one.
+                if this.incoming.is_end_stream() {
+                    this.settle();
                 }
                 Poll::Ready(Some(Ok(frame)))
             }

@@ -5,7 +5,7 @@ use http::uri::Scheme;
 use http::{HeaderValue, Request, Response, header};
 use hyper::body::{Body as _, Incoming};
 
-use super::{Proxy, check_framing};
+use super::{Proxy, check_host_field};
 use crate::body::{Body, ClientBody, RequestBody};
 use crate::clients::Caller;
 use crate::error::Error;
@@ -14,7 +14,7 @@ use crate::origin::dial::Target;
 
 impl Proxy {
     pub(super) async fn absolute(&self, request: Request<Incoming>, caller: Caller) -> Result<Response<Body>, Error> {
-        check_framing(&request)?;
+        check_host_field(&request)?;
         let authority = request.uri().authority().ok_or_else(|| Error::BadRequest("the URL has no host".into()))?;
         if authority.as_str().contains('@') {
             return Err(Error::BadRequest("the URL has a user name; send Authorization instead".into()));
@@ -73,6 +73,7 @@ impl Proxy {
             HeaderValue::from_str(&host).map_err(|_| Error::BadRequest("the URL's host is not valid".into()))?,
         );
         headers.append(header::VIA, via.clone());
+        fields::frame(&mut outgoing);
         let response = self.exchange.origin.send(target, outgoing).await?;
         let (mut parts, body) = response.into_parts();
         fields::strip_hop_by_hop(&mut parts.headers);

@@ -13,7 +13,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::net::TcpStream;
 use tokio_rustls::StartHandshake;
 
-use super::{MAX_HEAD, Proxy, check_framing, reason};
+use super::{MAX_HEAD, Proxy, check_host_field, reason};
 use crate::body::Body;
 use crate::clients::Caller;
 use crate::drain::Drain;
@@ -182,7 +182,7 @@ impl Intercepted {
     }
 
     fn check(&self, request: &Request<Incoming>) -> Result<(), Error> {
-        check_framing(request)?;
+        check_host_field(request)?;
         if let Some(name) = &self.foreign_name {
             return Err(Error::Misdirected(format!("the server name {name:?} is not {}", self.target.host)));
         }

@@ -28,7 +28,9 @@ async fn a_second_get_is_revalidated_and_free() {
     let second = client.get("/repos/o/r", "a", &[JSON]).await;
     assert_eq!((second.status, second.x_cache(), &second.body), (200, "ONLINE_HIT", &first.body));
     assert_eq!(second.field("cache-status"), Some("ghtap; fwd=stale; fwd-status=304"));
-    for name in ["content-type", "x-github-media-type", "etag", "vary", "cache-control", "last-modified", "x-oauth-scopes"] {
+    for name in
+        ["content-type", "x-github-media-type", "etag", "vary", "cache-control", "last-modified", "x-oauth-scopes"]
+    {
         assert_eq!(first.field(name), second.field(name), "{name}");
     }
     let arrived = github.arrived();
@@ -89,7 +91,9 @@ async fn nobody_sees_what_another_principal_sees() {
     let by_credential: HashMap<_, _> = bodies.iter().map(|(c, b)| (c.to_string(), b.as_bytes().to_vec())).collect();
     github.put("/repos/o/secret", Resource { by_credential, body: b"for all".to_vec(), ..Resource::default() });
     for _ in 0..3 {
-        for (token, body, status) in [("a", "for a", 200), ("b", "for b", 200), ("c", "for all", 200), ("none", "", 404), ("", "for all", 200)] {
+        for (token, body, status) in
+            [("a", "for a", 200), ("b", "for b", 200), ("c", "for all", 200), ("none", "", 404), ("", "for all", 200)]
+        {
             let reply = client.get("/repos/o/secret", token, &[JSON]).await;
             assert_eq!(reply.status, status, "{token}");
             if status == 200 {
@@ -148,7 +152,10 @@ async fn an_empty_list_costs_nothing() {
     let (github, _tap, mut client) = repository(&[]).await;
     github.list("/repos/o/r/pulls", 0);
     let reply = client.get("/repos/o/r/pulls?state=open", "a", &[JSON]).await;
-    assert_eq!((reply.status, reply.body.as_slice(), reply.field("content-type")), (200, &b"[]"[..], Some("application/json; charset=utf-8")));
+    assert_eq!(
+        (reply.status, reply.body.as_slice(), reply.field("content-type")),
+        (200, &b"[]"[..], Some("application/json; charset=utf-8"))
+    );
     assert_eq!(github.charged(), 0);
     // Not for those whom a 304 costs as much, nor where GitHub would print prettily.
     client.get("/repos/o/r/pulls?state=open", "", &[JSON]).await;
@@ -179,17 +186,33 @@ async fn what_is_not_stored() {
     github.put("/repos/o/r/a", Resource { no_etag: true, no_last_modified: true, ..plain(b"{}") });
     github.put("/repos/o/r/b", Resource { cache_control: Some("private, no-store".into()), ..plain(b"{}") });
     github.put("/repos/o/r/c", Resource { status: 202, ..plain(b"{}") });
-    github.put("/repos/o/r/d", Resource { status: 301, fields: vec![("Location".into(), "https://api.github.com/repositories/1".into())], ..plain(b"{}") });
+    github.put(
+        "/repos/o/r/d",
+        Resource {
+            status: 301,
+            fields: vec![("Location".into(), "https://api.github.com/repositories/1".into())],
+            ..plain(b"{}")
+        },
+    );
     github.put("/repos/o/r/e", plain(&vec![b'x'; 2 << 20]));
     github.put("/repos/o/r/f", plain(b"{}"));
     github.misbehave("/repos/o/r/f", Misbehaviour::Unframed);
-    for target in ["/repos/o/r/a", "/repos/o/r/b", "/repos/o/r/c", "/repos/o/r/d", "/repos/o/r/e", "/repos/o/r/f", "/repos/o/r/missing"] {
+    for target in [
+        "/repos/o/r/a",
+        "/repos/o/r/b",
+        "/repos/o/r/c",
+        "/repos/o/r/d",
+        "/repos/o/r/e",
+        "/repos/o/r/f",
+        "/repos/o/r/missing",
+    ] {
         client.get(target, "a", &[JSON]).await;
         if target.ends_with('f') {
             client = Client::connect(&tap).await;
         }
     }
-    for fields in [("Range", "bytes=0-1"), ("Cache-Control", "no-store"), ("X-GitHub-OTP", "1"), ("If-Match", "\"x\"")] {
+    for fields in [("Range", "bytes=0-1"), ("Cache-Control", "no-store"), ("X-GitHub-OTP", "1"), ("If-Match", "\"x\"")]
+    {
         let reply = client.get("/repos/o/r", "a", &[JSON, fields]).await;
         assert!(reply.field("cache-status").unwrap().starts_with("ghtap; fwd=bypass"), "{fields:?}");
     }

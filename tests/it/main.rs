@@ -3,3 +3,9 @@
 mod support;
 
 mod cache;
+mod clients;
+mod errors;
+mod hostile;
+mod messages;
+mod pages;
+mod ways;

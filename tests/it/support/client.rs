@@ -93,7 +93,10 @@ impl Client {
         let mut stream = TcpStream::connect(tap.proxy).await.unwrap();
         let encoded = user.map(|u| base64::engine::general_purpose::STANDARD.encode(format!("{u}:x")));
         let authorization = encoded.map(|e| format!("Proxy-Authorization: Basic {e}\r\n")).unwrap_or_default();
-        stream.write_all(format!("CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n{authorization}\r\n").as_bytes()).await.unwrap();
+        stream
+            .write_all(format!("CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n{authorization}\r\n").as_bytes())
+            .await
+            .unwrap();
         let mut head = Vec::new();
         while !head.ends_with(b"\r\n\r\n") {
             head.push(stream.read_u8().await.unwrap());
@@ -123,7 +126,14 @@ impl Client {
         self.request("GET", target, token, fields, b"").await
     }
 
-    pub async fn request(&mut self, method: &str, target: &str, token: &str, fields: &[(&str, &str)], body: &[u8]) -> Reply {
+    pub async fn request(
+        &mut self,
+        method: &str,
+        target: &str,
+        token: &str,
+        fields: &[(&str, &str)],
+        body: &[u8],
+    ) -> Reply {
         let mut head = format!("{method} {target} HTTP/1.1\r\nHost: api.github.com\r\n");
         if !token.is_empty() {
             head.push_str(&format!("Authorization: token {token}\r\n"));
@@ -234,7 +244,10 @@ fn parse(head: &[u8]) -> Reply {
     response.parse(head).unwrap_or_else(|e| panic!("{e}: {:?}", String::from_utf8_lossy(head)));
     let mut headers = HeaderMap::new();
     for field in response.headers.iter() {
-        headers.append(HeaderName::from_bytes(field.name.as_bytes()).unwrap(), HeaderValue::from_bytes(field.value).unwrap());
+        headers.append(
+            HeaderName::from_bytes(field.name.as_bytes()).unwrap(),
+            HeaderValue::from_bytes(field.value).unwrap(),
+        );
     }
     Reply { status: response.code.unwrap(), headers, raw: Vec::new(), body: Vec::new(), trailers: Vec::new() }
 }

@@ -123,17 +123,14 @@ impl GitHub {
         std::fs::write(dir.path().join("leaf.key"), key.serialize_pem()).unwrap();
         let private = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let config = rustls::ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+        let config =
+            rustls::ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
         let mut config = config.with_no_client_auth().with_single_cert(vec![cert.der().clone()], private).unwrap();
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
         let acceptor = TlsAcceptor::from(Arc::new(config));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let github = GitHub {
-            address: listener.local_addr().unwrap(),
-            ca: path,
-            state: Arc::default(),
-            _dir: Arc::new(dir),
-        };
+        let github =
+            GitHub { address: listener.local_addr().unwrap(), ca: path, state: Arc::default(), _dir: Arc::new(dir) };
         let serving = github.clone();
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
@@ -172,7 +169,8 @@ impl GitHub {
 
     /// A listing of numbered items, paged as GitHub does.
     pub fn list(&self, path: &str, items: usize) {
-        let items = (1..=items).map(|n| json!({ "number": n, "title": format!("item {n}"), "state": "open" })).collect();
+        let items =
+            (1..=items).map(|n| json!({ "number": n, "title": format!("item {n}"), "state": "open" })).collect();
         self.state.lock().unwrap().listings.insert(path.to_owned(), items);
     }
 
@@ -277,18 +275,27 @@ impl State {
             ("POST", p) if p.starts_with("/app/installations/") => {
                 self.minted += 1;
                 let token = format!("ghs_{:036}", self.minted);
-                return Reply::json(201, &json!({ "token": token, "expires_at": "2099-01-01T00:00:00Z", "permissions": {} }));
+                return Reply::json(
+                    201,
+                    &json!({ "token": token, "expires_at": "2099-01-01T00:00:00Z", "permissions": {} }),
+                );
             }
             ("GET", p) if p.ends_with("/installation") => return Reply::json(200, &json!({ "id": 7, "app_id": 1 })),
             ("POST", "/graphql") => {
                 let node = json!({ "number": 1, "title": "pr 1", "state": "OPEN", "url": "https://github.com/o/r/pull/1", "headRefName": "topic",
                     "headRepositoryOwner": { "login": "o" }, "isCrossRepository": false, "isDraft": false,
                     "createdAt": "2024-01-01T00:00:00Z", "updatedAt": "2024-01-01T00:00:00Z" });
-                return Reply::json(200, &json!({ "data": { "repository": { "pullRequests": { "totalCount": 1, "nodes": [node],
-                    "pageInfo": { "hasNextPage": false, "endCursor": null } } } } }));
+                return Reply::json(
+                    200,
+                    &json!({ "data": { "repository": { "pullRequests": { "totalCount": 1, "nodes": [node],
+                    "pageInfo": { "hasNextPage": false, "endCursor": null } } } } }),
+                );
             }
             ("POST" | "PUT" | "PATCH", _) => {
-                return Reply::json(201, &json!({ "state": "success", "context": "ctx", "number": 1, "received": request.body.len() }));
+                return Reply::json(
+                    201,
+                    &json!({ "state": "success", "context": "ctx", "number": 1, "received": request.body.len() }),
+                );
             }
             ("DELETE", _) => return Reply { status: 204, ..Reply::default() },
             ("GET", "/rate_limit") => return Reply::json(200, &json!({ "resources": {} })),
@@ -302,7 +309,12 @@ impl State {
         if body.is_empty() && resource.by_credential.contains_key(credential) {
             return Reply::message(404, "Not Found");
         }
-        let mut reply = Reply { status: if resource.status == 0 { 200 } else { resource.status }, body: body.clone(), fields: resource.fields.clone(), ..Reply::default() };
+        let mut reply = Reply {
+            status: if resource.status == 0 { 200 } else { resource.status },
+            body: body.clone(),
+            fields: resource.fields.clone(),
+            ..Reply::default()
+        };
         reply.no_etag = resource.no_etag;
         reply.no_last_modified = resource.no_last_modified;
         reply.cache_control = resource.cache_control.clone();
@@ -315,7 +327,8 @@ impl State {
 
 /// A page of a listing, with GitHub's `Link`.
 fn page(path: &str, query: &str, items: &[Value]) -> Reply {
-    let parameter = |name: &str| query.split('&').find_map(|p| p.strip_prefix(name)?.strip_prefix('=')?.parse::<usize>().ok());
+    let parameter =
+        |name: &str| query.split('&').find_map(|p| p.strip_prefix(name)?.strip_prefix('=')?.parse::<usize>().ok());
     let size = parameter("per_page").unwrap_or(30).min(100);
     let number = parameter("page").unwrap_or(1);
     let last = items.len().div_ceil(size).max(1);
@@ -367,7 +380,10 @@ impl Reply {
     }
 
     fn message(status: u16, message: &str) -> Reply {
-        Reply::json(status, &json!({ "message": message, "documentation_url": "https://docs.github.com/rest", "status": status.to_string() }))
+        Reply::json(
+            status,
+            &json!({ "message": message, "documentation_url": "https://docs.github.com/rest", "status": status.to_string() }),
+        )
     }
 
     /// Tags, answers a precondition, prints prettily and compresses: in GitHub's order.
@@ -383,7 +399,11 @@ impl Reply {
         let tag: String = context.finish().as_ref().iter().map(|b| format!("{b:02x}")).collect();
         let last_modified = format!("Tue, 03 Mar 2026 10:{:02}:{:02} GMT", modified / 60 % 60, modified % 60);
         let anonymous = text(&request.headers, "authorization").is_none();
-        let vary = if anonymous { "Accept,Accept-Encoding, Accept, X-Requested-With" } else { "Accept, Authorization, Cookie, X-GitHub-OTP,Accept-Encoding, Accept, X-Requested-With" };
+        let vary = if anonymous {
+            "Accept,Accept-Encoding, Accept, X-Requested-With"
+        } else {
+            "Accept, Authorization, Cookie, X-GitHub-OTP,Accept-Encoding, Accept, X-Requested-With"
+        };
         self.fields.push(("Vary".into(), vary.into()));
         let scope = if anonymous { "public" } else { "private" };
         let cache_control = self.cache_control.clone().unwrap_or(format!("{scope}, max-age=60, s-maxage=60"));
@@ -394,7 +414,9 @@ impl Reply {
             self.fields.push(("X-OAuth-Scopes".into(), format!("scopes-of-{scopes}")));
         }
         let current = match (text(&request.headers, "if-none-match"), text(&request.headers, "if-modified-since")) {
-            (Some(tags), _) if !self.no_etag => tags.split(',').any(|t| t.trim().trim_start_matches("W/").trim_matches('"') == tag),
+            (Some(tags), _) if !self.no_etag => {
+                tags.split(',').any(|t| t.trim().trim_start_matches("W/").trim_matches('"') == tag)
+            }
             (None, Some(since)) if !self.no_last_modified => since == last_modified,
             _ => false,
         };
@@ -448,7 +470,8 @@ impl Reply {
         if let Some(Misbehaviour::Close) = how {
             return Answer { bytes: Vec::new(), close: true };
         }
-        let content_type = if self.content_type.is_empty() { "application/json; charset=utf-8" } else { &self.content_type };
+        let content_type =
+            if self.content_type.is_empty() { "application/json; charset=utf-8" } else { &self.content_type };
         let mut out = format!("HTTP/1.1 {} X\r\n", self.status).into_bytes();
         let mut field = |name: &str, value: &str| out.extend_from_slice(format!("{name}: {value}\r\n").as_bytes());
         for (name, value) in &self.fields {
@@ -485,7 +508,8 @@ impl Reply {
 }
 
 fn text(headers: &HeaderMap, name: &str) -> Option<String> {
-    let all: Vec<_> = headers.get_all(name).iter().map(|v| String::from_utf8_lossy(v.as_bytes()).into_owned()).collect();
+    let all: Vec<_> =
+        headers.get_all(name).iter().map(|v| String::from_utf8_lossy(v.as_bytes()).into_owned()).collect();
     (!all.is_empty()).then(|| all.join(", "))
 }
 
@@ -504,7 +528,10 @@ async fn read_request(stream: &mut TlsStream<TcpStream>, buffer: &mut Vec<u8>) -
     request.parse(&head).map_err(std::io::Error::other)?;
     let mut headers = HeaderMap::new();
     for field in request.headers.iter() {
-        headers.append(HeaderName::from_bytes(field.name.as_bytes()).unwrap(), HeaderValue::from_bytes(field.value).unwrap());
+        headers.append(
+            HeaderName::from_bytes(field.name.as_bytes()).unwrap(),
+            HeaderValue::from_bytes(field.value).unwrap(),
+        );
     }
     let mut arrived = Arrived {
         method: request.method.unwrap().into(),
@@ -521,7 +548,8 @@ async fn read_request(stream: &mut TlsStream<TcpStream>, buffer: &mut Vec<u8>) -
     if text(&arrived.headers, "transfer-encoding").is_some() {
         loop {
             let line = read_line(stream, buffer).await?;
-            let size = usize::from_str_radix(line.split(';').next().unwrap().trim(), 16).map_err(std::io::Error::other)?;
+            let size =
+                usize::from_str_radix(line.split(';').next().unwrap().trim(), 16).map_err(std::io::Error::other)?;
             let data = take(stream, buffer, size).await?;
             arrived.body.extend(data);
             if size == 0 {
@@ -529,7 +557,9 @@ async fn read_request(stream: &mut TlsStream<TcpStream>, buffer: &mut Vec<u8>) -
                 loop {
                     let line = read_line(stream, buffer).await?;
                     let Some((name, value)) = line.split_once(':') else { break };
-                    arrived.headers.append(HeaderName::from_bytes(name.as_bytes()).unwrap(), value.trim().parse().unwrap());
+                    arrived
+                        .headers
+                        .append(HeaderName::from_bytes(name.as_bytes()).unwrap(), value.trim().parse().unwrap());
                 }
                 break;
             }

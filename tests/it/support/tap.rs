@@ -21,9 +21,24 @@ pub struct Tap {
 pub fn command(program: impl AsRef<std::ffi::OsStr>) -> Command {
     let mut command = Command::new(program);
     for name in [
-        "HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy", "NO_PROXY", "no_proxy", "SSL_CERT_FILE",
-        "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "GIT_SSL_CAINFO", "NODE_EXTRA_CA_CERTS", "NODE_OPTIONS", "NIX_SSL_CERT_FILE",
-        "JAVA_TOOL_OPTIONS", "PIP_CERT",
+        "HTTPS_PROXY",
+        "https_proxy",
+        "HTTP_PROXY",
+        "http_proxy",
+        "ALL_PROXY",
+        "all_proxy",
+        "NO_PROXY",
+        "no_proxy",
+        "SSL_CERT_FILE",
+        "SSL_CERT_DIR",
+        "REQUESTS_CA_BUNDLE",
+        "CURL_CA_BUNDLE",
+        "GIT_SSL_CAINFO",
+        "NODE_EXTRA_CA_CERTS",
+        "NODE_OPTIONS",
+        "NIX_SSL_CERT_FILE",
+        "JAVA_TOOL_OPTIONS",
+        "PIP_CERT",
     ] {
         command.env_remove(name);
     }
@@ -52,7 +67,9 @@ impl Tap {
     pub async fn launch(&mut self) {
         let log = std::fs::OpenOptions::new().create(true).append(true).open(self.log_path()).unwrap();
         let mut serve = command(GHTAP);
-        serve.args(["serve", "--listen=127.0.0.1:0", "--admin=127.0.0.1:0"]).arg(format!("--data-dir={}", self.data_dir().display()));
+        serve
+            .args(["serve", "--listen=127.0.0.1:0", "--admin=127.0.0.1:0"])
+            .arg(format!("--data-dir={}", self.data_dir().display()));
         serve.arg(format!("--certs-dir={}", self.certs_dir().display())).args(&self.arguments);
         self.child = Some(serve.stdin(Stdio::null()).stderr(log).spawn().unwrap());
         let state = self.data_dir().join("tap.json");
@@ -134,7 +151,10 @@ impl Tap {
     /// The value of a metric, its labels summed up.
     pub async fn metric(&self, name: &str) -> f64 {
         let text = self.get_admin("/metrics").await;
-        let lines = text.lines().filter(|l| l.split(['{', ' ']).next() == Some(name.split('{').next().unwrap()) && l.starts_with(name.trim_end_matches('}')));
+        let lines = text.lines().filter(|l| {
+            l.split(['{', ' ']).next() == Some(name.split('{').next().unwrap())
+                && l.starts_with(name.trim_end_matches('}'))
+        });
         lines.filter_map(|l| l.rsplit(' ').next()?.parse::<f64>().ok()).sum()
     }
 
