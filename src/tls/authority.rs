@@ -6,7 +6,8 @@ use std::time::SystemTime;
 
 use parking_lot::RwLock;
 use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose};
-use rustls::ServerConfig;
+use rustls::crypto::CryptoProvider;
+use rustls::{NamedGroup, ServerConfig};
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
@@ -50,11 +51,12 @@ impl Authority {
         let (leaf, renew_at) = issue(&ca, &hosts, now)?;
         let shown = Arc::new(Shown(RwLock::new(leaf)));
         let versions = [&rustls::version::TLS13, &rustls::version::TLS12];
-        let mut config = ServerConfig::builder_with_provider(provider())
+        let mut config = ServerConfig::builder_with_provider(near_provider())
             .with_protocol_versions(&versions)
             .expect("the provider has both versions")
             .with_no_client_auth()
             .with_cert_resolver(shown.clone());
+        config.ignore_client_order = true;
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         // Tickets cost no memory for each client, and a resumed handshake no signature.
         config.ticketer = rustls::crypto::aws_lc_rs::Ticketer::new().expect("the system has randomness");
@@ -89,12 +91,11 @@ impl Authority {
     }
 }
 
-/// aws-lc-rs with X25519 first: this side of the tap is a short way, and a post-quantum share costs more
-/// than the rest of the handshake.
-fn provider() -> Arc<rustls::crypto::CryptoProvider> {
-    let mut provider = rustls::crypto::aws_lc_rs::default_provider();
-    use rustls::crypto::aws_lc_rs::kx_group::{SECP256R1, SECP384R1, X25519, X25519MLKEM768};
-    provider.kx_groups = vec![X25519, SECP256R1, SECP384R1, X25519MLKEM768];
+/// Without post-quantum key exchange: rustls takes the client's first group, and ML-KEM would cost as much as
+/// the rest of the handshake, on the short way from a client to its tap.
+fn near_provider() -> Arc<CryptoProvider> {
+    let mut provider = CryptoProvider::clone(&super::provider());
+    provider.kx_groups.retain(|group| group.name() != NamedGroup::X25519MLKEM768);
     Arc::new(provider)
 }
 

@@ -7,5 +7,7 @@ mod clients;
 mod errors;
 mod hostile;
 mod messages;
+mod packit;
 mod pages;
+mod store;
 mod ways;

@@ -74,6 +74,15 @@ impl Client {
         Client::connect_as(tap, "api.github.com", "api.github.com", None).await.unwrap()
     }
 
+    /// Through a tunnel to the stand-in itself.
+    pub async fn tunnelled(tap: &Tap, root: &Path) -> Client {
+        let (stream, reply) = Client::open(tap, "api.github.com:443", None).await;
+        assert_eq!(reply.status, 200, "{reply:?}");
+        let name = ServerName::try_from("api.github.com").unwrap();
+        let stream = connector(root, &[b"http/1.1"]).connect(name, stream).await.unwrap();
+        Client { stream: Box::new(stream), buffer: Vec::new() }
+    }
+
     /// As a named client: `client+run`.
     pub async fn named(tap: &Tap, user: &str) -> Client {
         Client::connect_as(tap, "api.github.com", "api.github.com", Some(user)).await.unwrap()
@@ -145,8 +154,8 @@ impl Client {
             head.push_str(&format!("Content-Length: {}\r\n", body.len()));
         }
         head.push_str("\r\n");
-        self.send(head.as_bytes()).await;
-        self.send(body).await;
+        // In one piece: a second small write would wait for the first one's acknowledgement.
+        self.send([head.as_bytes(), body].concat()).await;
         self.reply(method == "HEAD").await
     }
 

@@ -1,7 +1,7 @@
 //! A real `ghtap serve`, in a process of its own.
 
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
@@ -90,6 +90,11 @@ impl Tap {
         }
     }
 
+    /// Whether it intercepts the API, or tunnels to it.
+    pub fn is_intercepting(&self) -> bool {
+        !self.arguments.iter().any(|a| a.starts_with("--intercept="))
+    }
+
     pub fn data_dir(&self) -> PathBuf {
         self.dir.path().join("data")
     }
@@ -174,9 +179,4 @@ impl Drop for Tap {
             eprintln!("--- the tap's log ---\n{}", self.log());
         }
     }
-}
-
-/// Whether a path is below another, for messages.
-pub fn exists(path: &Path) -> bool {
-    path.exists()
 }
