@@ -5,9 +5,10 @@
 //! removes: 45 times the live data was seen), `uses` when a key was last used and how much it holds: the one
 //! tree that is read at start.
 //!
-//! sled writes a log and reuses its segments: the directory grows to two or three times the live data, and
-//! does not shrink. So the limit is kept by measuring: the live data may be at most a share of the limit, and
-//! the share falls when the directory comes near it. Should that not be enough, the store begins anew.
+//! sled writes a log and reuses its segments, but not all of them: under steady eviction the directory grows,
+//! to three times the live data and on, and does not shrink. So the limit is kept by measuring the directory.
+//! The live data may be a fifth of the limit; when the directory has come to 55 %, what is live is copied into
+//! a new one, which takes less than the rest. Reads go on meanwhile. Should all that fail, the store is emptied.
 
 use std::collections::{BTreeSet, HashMap};
 use std::io;
@@ -24,6 +25,8 @@ use super::stored::{BodyId, Entry};
 
 /// The name of the directory says the format: another version begins empty, in another one.
 const DIRECTORY: &str = "cache-v1";
+/// The directory in use, below it.
+const CURRENT: &str = "current";
 /// sled's own page cache. Small: decoded entries are kept in the layer before it.
 const PAGE_CACHE: u64 = 8 << 20;
 /// What a key costs besides its record and bodies, in bytes.
@@ -33,7 +36,7 @@ const OVERHEAD: u64 = 200;
 const CHUNK: usize = 60 << 10;
 
 pub struct SledRoom {
-    /// Written to only when the store begins anew.
+    /// Written to only when the directory is replaced.
     trees: RwLock<Option<Trees>>,
     path: PathBuf,
     max_bytes: u64,
@@ -55,7 +58,12 @@ impl Trees {
     fn open(path: &Path) -> ::sled::Result<Trees> {
         let config = ::sled::Config::new().path(path).cache_capacity(PAGE_CACHE).flush_every_ms(Some(500));
         let db = config.open()?;
-        Ok(Trees { entries: db.open_tree("entries")?, bodies: db.open_tree("bodies")?, uses: db.open_tree("uses")?, db })
+        Ok(Trees {
+            entries: db.open_tree("entries")?,
+            bodies: db.open_tree("bodies")?,
+            uses: db.open_tree("uses")?,
+            db,
+        })
     }
 }
 
@@ -111,8 +119,10 @@ impl SledRoom {
     }
 
     fn try_open(path: &Path, max_bytes: u64) -> ::sled::Result<SledRoom> {
-        let trees = Trees::open(path)?;
-        let mut index = Index { budget: first_budget(max_bytes), disk: occupied(path), ..Index::default() };
+        // A compaction that was cut short.
+        let _ = std::fs::remove_dir_all(path.join("fresh"));
+        let trees = Trees::open(&path.join(CURRENT))?;
+        let mut index = Index { budget: max_bytes / 5, disk: occupied(path), ..Index::default() };
         for pair in trees.uses.iter() {
             let (id, value) = pair?;
             if let (Ok(id), Some((used, size))) = (id.as_ref().try_into(), read_use(&value)) {
@@ -130,8 +140,8 @@ impl SledRoom {
         })
     }
 
-    /// Calls with the trees, which stay where they are meanwhile. They are missing only if beginning anew
-    /// failed.
+    /// Calls with the trees, which stay where they are meanwhile. They are missing only if a
+    /// replaced directory could not be opened.
     fn with<T>(&self, call: impl FnOnce(&Trees) -> ::sled::Result<T>) -> ::sled::Result<T> {
         match &*self.trees.read() {
             Some(trees) => call(trees),
@@ -245,11 +255,8 @@ impl SledRoom {
             let disk = occupied(&self.path);
             let mut index = self.index.lock();
             index.written_since_measured = 0;
-            // Growing towards the limit: live on less. sled gives segments back only as they empty.
-            if disk > index.disk && disk > self.max_bytes / 10 * 6 {
-                index.budget = (index.budget / 10 * 9).max(self.max_bytes / 8);
-            }
             index.disk = disk;
+            tracing::debug!(disk, live = index.live, budget = index.budget, "store measured");
         }
         loop {
             let oldest = {
@@ -263,22 +270,61 @@ impl SledRoom {
             self.remove(id)?;
             self.evicted.fetch_add(1, Ordering::Relaxed);
         }
-        if self.index.lock().disk > self.max_bytes / 100 * 95 {
-            return self.begin_anew();
+        let disk = self.index.lock().disk;
+        if disk > self.max_bytes / 100 * 97 {
+            return self.empty();
+        }
+        if disk > self.max_bytes / 100 * 55 {
+            return self.compact().or_else(|error| {
+                self.failed(&error);
+                self.empty()
+            });
         }
         Ok(())
     }
 
-    /// The last resort, so that the limit holds whatever sled does: an empty store, on a smaller share.
-    fn begin_anew(&self) -> ::sled::Result<()> {
+    /// Copies what is live into a new directory, and goes on there.
+    fn compact(&self) -> ::sled::Result<()> {
+        let order: Vec<KeyId> = self.index.lock().by_use.iter().rev().map(|(_, id)| *id).collect();
+        let Some(old) = self.trees.read().clone() else { return self.empty() };
+        let fresh = self.path.join("fresh");
+        let _ = std::fs::remove_dir_all(&fresh);
+        let new = Trees::open(&fresh)?;
+        for id in &order {
+            let (Some(record), Some(used)) = (old.entries.get(id.0)?, old.uses.get(id.0)?) else { continue };
+            for chunk in old.bodies.scan_prefix(id.0) {
+                let (key, chunk) = chunk?;
+                new.bodies.insert(key, chunk)?;
+            }
+            new.entries.insert(id.0, record)?;
+            new.uses.insert(id.0, used)?;
+        }
+        new.db.flush()?;
+        drop((new, old));
+        self.replace(|path| std::fs::rename(&fresh, path))?;
+        let disk = occupied(&self.path);
+        tracing::debug!(disk, entries = order.len(), "the store was compacted");
+        self.index.lock().disk = disk;
+        Ok(())
+    }
+
+    /// The last resort, so that the limit holds whatever sled does.
+    fn empty(&self) -> ::sled::Result<()> {
         tracing::warn!("the store came to its limit in spite of eviction; emptying it");
+        self.replace(|_| Ok(()))?;
+        let mut index = self.index.lock();
+        *index = Index { budget: index.budget, disk: occupied(&self.path), ..Index::default() };
+        Ok(())
+    }
+
+    /// Puts another directory in the place of the one in use, when nobody reads from it.
+    fn replace(&self, make: impl FnOnce(&Path) -> io::Result<()>) -> ::sled::Result<()> {
         let mut trees = self.trees.write();
         *trees = None;
-        std::fs::remove_dir_all(&self.path)?;
-        *trees = Some(Trees::open(&self.path)?);
-        let mut index = self.index.lock();
-        let budget = (index.budget / 4 * 3).max(self.max_bytes / 8);
-        *index = Index { budget, disk: occupied(&self.path), ..Index::default() };
+        let current = self.path.join(CURRENT);
+        std::fs::remove_dir_all(&current)?;
+        make(&current)?;
+        *trees = Some(Trees::open(&current)?);
         Ok(())
     }
 
@@ -314,13 +360,6 @@ impl SledRoom {
         self.errors.fetch_add(1, Ordering::Relaxed);
         tracing::warn!(%error, "the store failed; going on without it");
     }
-}
-
-/// The live data that a limit allows to begin with. Measured under steady eviction: 200 MiB of live data
-/// occupied 2.6 times as much, 16 MiB 3.5 times.
-fn first_budget(max_bytes: u64) -> u64 {
-    let at_most = (max_bytes / 100 * 85).saturating_sub(24 << 20) / 27 * 10;
-    at_most.max(max_bytes / 8)
 }
 
 fn remove_all(tree: &::sled::Tree, prefix: &[u8]) -> ::sled::Result<()> {

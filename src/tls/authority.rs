@@ -7,10 +7,10 @@ use std::time::SystemTime;
 use parking_lot::RwLock;
 use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose};
 use rustls::crypto::CryptoProvider;
-use rustls::{NamedGroup, ServerConfig};
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
+use rustls::{NamedGroup, ServerConfig};
 use time::{Duration, OffsetDateTime};
 
 use super::files::{self, Ca, Error};

@@ -17,7 +17,10 @@ async fn charged_reads(tap: Option<&[&str]>) -> f64 {
         Some(more) => Tap::start(&github, more).await,
         None => Tap::start(&github, &["--expected-etag=off", "--intercept=nobody.test"]).await,
     };
-    github.set("/repos/o/r/collaborators/packit/permission", json!({ "permission": "write", "user": { "login": "packit" } }));
+    github.set(
+        "/repos/o/r/collaborators/packit/permission",
+        json!({ "permission": "write", "user": { "login": "packit" } }),
+    );
     let mut reads = 0;
     for run in 0..RUNS {
         if run % 10 == 0 {
@@ -63,7 +66,9 @@ async fn a_pipeline_run() {
     let direct = charged_reads(None).await;
     let by_default = charged_reads(Some(&[])).await;
     let remembering = charged_reads(Some(&["--not-found-ttl=10m"])).await;
-    println!("charged reads per run: direct {direct}, through ghtap {by_default}, with --not-found-ttl 10m {remembering}");
+    println!(
+        "charged reads per run: direct {direct}, through ghtap {by_default}, with --not-found-ttl 10m {remembering}"
+    );
     assert_eq!(direct, 78.0);
     assert!(by_default <= 39.3, "{by_default}");
     assert!(remembering <= 3.4, "{remembering}");

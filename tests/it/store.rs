@@ -30,7 +30,10 @@ async fn a_restart_is_warm() {
 async fn kill_9_under_load_loses_the_last_second_at_most_and_tears_nothing() {
     let github = GitHub::start().await;
     for i in 0..400 {
-        github.put(&format!("/repos/o/r/{i}"), Resource { body: format!("\"{i}-{}\"", "x".repeat(20_000)).into_bytes(), ..Resource::default() });
+        github.put(
+            &format!("/repos/o/r/{i}"),
+            Resource { body: format!("\"{i}-{}\"", "x".repeat(20_000)).into_bytes(), ..Resource::default() },
+        );
     }
     let mut tap = Tap::start(&github, &[]).await;
     let mut answered = 0;
@@ -41,13 +44,21 @@ async fn kill_9_under_load_loses_the_last_second_at_most_and_tears_nothing() {
             all.spawn(async move {
                 let mut done = 0;
                 for i in 0..400 {
-                    let request = format!("GET /repos/o/r/{} HTTP/1.1\r\nHost: api.github.com\r\nAuthorization: token a\r\n\r\n", (i + worker * 50) % 400);
+                    let request = format!(
+                        "GET /repos/o/r/{} HTTP/1.1\r\nHost: api.github.com\r\nAuthorization: token a\r\n\r\n",
+                        (i + worker * 50) % 400
+                    );
                     if client.try_send(request.as_bytes()).await.is_err() {
                         break;
                     }
-                    let Ok(Ok(reply)) = tokio::time::timeout(Duration::from_secs(10), client.read(false)).await else { break };
+                    let Ok(Ok(reply)) = tokio::time::timeout(Duration::from_secs(10), client.read(false)).await else {
+                        break;
+                    };
                     let number = (i + worker * 50) % 400;
-                    assert!(reply.body.starts_with(format!("\"{number}-x").as_bytes()) && reply.body.len() > 20_000, "whole and its own");
+                    assert!(
+                        reply.body.starts_with(format!("\"{number}-x").as_bytes()) && reply.body.len() > 20_000,
+                        "whole and its own"
+                    );
                     done += 1;
                 }
                 done
@@ -89,8 +100,14 @@ async fn after_sigterm_the_ledger_agrees_exactly() {
     let arrived = github.arrived();
     let charged = arrived.iter().filter(|a| a.charged).count();
     let line = &report["lines"][0];
-    assert_eq!((line["name"].as_str(), line["calls"].as_u64(), line["sent"].as_u64()), (Some("worker"), Some(50), Some(arrived.len() as u64)));
-    assert_eq!((line["charged"].as_u64(), line["errors"].as_u64(), line["from_store"].as_u64()), (Some(charged as u64), Some(25), Some(24)));
+    assert_eq!(
+        (line["name"].as_str(), line["calls"].as_u64(), line["sent"].as_u64()),
+        (Some("worker"), Some(50), Some(arrived.len() as u64))
+    );
+    assert_eq!(
+        (line["charged"].as_u64(), line["errors"].as_u64(), line["from_store"].as_u64()),
+        (Some(charged as u64), Some(25), Some(24))
+    );
 }
 
 #[tokio::test]
@@ -113,7 +130,8 @@ async fn sigterm_lets_exchanges_finish() {
 async fn the_limit_holds_on_disk() {
     const LIMIT: u64 = 48 << 20;
     let github = GitHub::start().await;
-    let tap = Tap::start(&github, &[&format!("--store-max-bytes={LIMIT}"), "--store-memory-bytes=1MiB"]).await;
+    let tap =
+        Tap::start(&github, &[&format!("--store-max-bytes={LIMIT}"), "--store-memory-bytes=1MiB", "--log=debug"]).await;
     let store = tap.data_dir().join("cache-v1");
     let mut client = Client::connect(&tap).await;
     github.put("/repos/o/r/kept", Resource { body: vec![b'k'; 10_000], ..Resource::default() });
@@ -121,7 +139,8 @@ async fn the_limit_holds_on_disk() {
     // 200 MB of what does not compress, and one that is asked for all along.
     for i in 0..2000u32 {
         let seed = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, &i.to_be_bytes());
-        let body: Vec<u8> = seed.as_ref().iter().cycle().take(100_000).enumerate().map(|(n, b)| b ^ (n as u8)).collect();
+        let body: Vec<u8> =
+            seed.as_ref().iter().cycle().take(100_000).enumerate().map(|(n, b)| b ^ (n as u8)).collect();
         let target = format!("/repos/o/r/{i}");
         github.put(&target, Resource { body, ..Resource::default() });
         client.get(&target, "a", &[]).await;
@@ -147,7 +166,7 @@ async fn a_changed_byte_on_disk_is_a_miss() {
     Client::connect(&tap).await.get("/repos/o/r/x", "a", &[]).await;
     assert_eq!(tap.terminate().await, Some(0));
     // Change the stored bodies under the tap's nose, in sled's own file.
-    let file = tap.data_dir().join("cache-v1/db");
+    let file = tap.data_dir().join("cache-v1/current/db");
     let mut bytes = std::fs::read(&file).unwrap();
     let mut changed = 0;
     for i in 0..bytes.len().saturating_sub(16) {
@@ -203,6 +222,10 @@ async fn credentials_are_nowhere() {
     assert!(!metrics.contains(secret));
     assert_eq!(tap.terminate().await, Some(0));
     assert!(!tap.log().contains(secret) && !tap.log().contains("ghs_"));
-    let found = std::process::Command::new("grep").args(["-rl", "-e", secret, "-e", "ghs_000"]).arg(tap.data_dir()).output().unwrap();
+    let found = std::process::Command::new("grep")
+        .args(["-rl", "-e", secret, "-e", "ghs_000"])
+        .arg(tap.data_dir())
+        .output()
+        .unwrap();
     assert_eq!(String::from_utf8_lossy(&found.stdout), "");
 }
