@@ -36,6 +36,8 @@ pub enum Command {
     Cache(CacheArgs),
     /// Check what goes wrong in practice, and say how to mend it.
     Doctor(Doctor),
+    /// Exit with 0 if the tap on this data directory is ready: for a container's health check.
+    Health(Health),
 }
 
 /// Where things are.
@@ -294,6 +296,12 @@ pub struct Doctor {
     /// The tap to check. [default: that of the running tap, else HTTPS_PROXY]
     #[arg(long, value_name = "URL", env = "GHTAP_PROXY")]
     pub proxy: Option<String>,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct Health {
+    #[command(flatten)]
+    pub places: Places,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -6,6 +6,7 @@ mod certs;
 mod child;
 mod doctor;
 mod env;
+mod health;
 mod logging;
 mod place;
 mod report;
@@ -42,6 +43,7 @@ pub fn run(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Report(config) => report::run(&config),
         Command::Cache(config) => cache::run(&config),
         Command::Doctor(config) => doctor::run(&config),
+        Command::Health(config) => health::run(&config),
     }
 }
 

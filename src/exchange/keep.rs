@@ -103,6 +103,8 @@ impl Keeper {
         });
         let validator = validator(credential, principal, &headers, at);
         let body_id = BodyId::of(&body);
+        // What came off the wire is a slice of a larger buffer, which the store would keep alive.
+        let body = Bytes::copy_from_slice(&body);
         let representation = Representation {
             body: body_id,
             body_len: body.len() as u64,

@@ -1,13 +1,16 @@
 //! One API request, from an identified client to a counted response.
 //!
 //! [`Exchange::serve`] is the way of it: understand the request (`asked`), let it past the cache or through
-//! it (`cached`), confirm a listing (`pages`), shape the answer (`answer`), count (`tally`).
+//! it (`cached`), confirm a listing (`pages`), take the answer in (`answered`, `keep`) or reuse what is stored
+//! (`reuse`), shape it for the client (`answer`), count (`tally`).
 
 mod answer;
+mod answered;
 mod asked;
 mod cached;
 mod keep;
 mod pages;
+mod reuse;
 mod tally;
 mod writes;
 

@@ -1,0 +1,168 @@
+//! What GitHub's answer comes to, when it is not a 304: taken in, passed on, or stood in for.
+
+use std::sync::Arc;
+
+use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header};
+use hyper::body::Body as _;
+
+use super::answer::{Answer, Marks, Shared, stand_in_name};
+use super::asked::Asked;
+use super::cached::{Chosen, missed};
+use super::reuse::not_modified_for;
+use super::{Exchange, SMALL, broken_off, now_ms, off_thread};
+use crate::body::{self, Body, Tee};
+use crate::cache::key::{Key, KeyId};
+use crate::cache::policy::{self, Means, Unavailable};
+use crate::cache::store::Loaded;
+use crate::cache::stored::Entry;
+use crate::calls::Outcome;
+use crate::error::Error;
+use crate::fields;
+use crate::github::credentials::Credentials;
+use crate::github::limits;
+use crate::github::routes::is_at_full_commit;
+use crate::origin::{self, UpstreamBody};
+
+impl Exchange {
+    /// What an answer other than a 304 comes to.
+    pub(super) async fn answered(
+        &self,
+        asked: &Asked,
+        key: &Key,
+        id: KeyId,
+        loaded: Option<Arc<Loaded>>,
+        response: Response<UpstreamBody>,
+    ) -> Answer {
+        let (parts, body) = response.into_parts();
+        let status = parts.status;
+        let is_get = asked.method == Method::GET;
+        let fits = body.size_hint().exact().is_none_or(|length| length <= self.settings.max_object_bytes);
+        let storable = is_get && fits && policy::storable(status, &parts.headers, body.is_framed()).is_ok();
+        let passed = |parts, body| {
+            let mut answer = Answer::passed(parts, body, Outcome::Miss);
+            answer.marks.forwarded = Some(missed(loaded.as_deref()));
+            answer.marks.x_cache = Some("ONLINE_MISS");
+            answer
+        };
+        let whole = match body::collect(body, SMALL).await {
+            Ok(Ok(whole)) => whole,
+            Ok(Err((first, rest))) => {
+                let max = if storable { self.settings.max_object_bytes } else { 0 };
+                let keeping = self.keeping(asked, key, id, &parts.headers, loaded.clone());
+                let keeper = self.keeper.clone();
+                let tee = Tee::new(first, rest, max, move |whole| keeper.keep_later(keeping, whole));
+                return passed(parts, Body::Tee(Box::new(tee)));
+            }
+            Err(error) => match broken_off(error) {
+                Error::Origin(error) => return self.unavailable(asked, id, loaded, Err(error)).await,
+                error => return Answer::failed(error),
+            },
+        };
+        let message = &whole[..whole.len().min(4096)];
+        let means = policy::means(status, limits::is_rate_limited(status, &parts.headers, message));
+        let content = if is_get { Body::Full(whole.clone()) } else { Body::Empty };
+        if let Means::Unavailable(why) = means {
+            return self.unavailable(asked, id, loaded.clone(), Ok((passed(parts, content), why))).await;
+        }
+        self.revoke_if_refused(asked, id, loaded.as_ref(), means);
+        if status.is_success() && Credentials::teaches(&asked.method, asked.path()) {
+            self.learn(asked, &parts.headers, &whole);
+        }
+        let kept = match storable && whole.len() as u64 <= self.settings.max_object_bytes {
+            true => {
+                let keeping = self.keeping(asked, key, id, &parts.headers, loaded.clone());
+                let keeper = self.keeper.clone();
+                off_thread(whole.len(), move || keeper.keep(keeping, whole)).await.unwrap_or_default()
+            }
+            false => Default::default(),
+        };
+        let mut answer = passed(parts, content);
+        answer.marks.stored = kept.stored;
+        answer.elements = kept.elements;
+        if status == StatusCode::NOT_FOUND
+            && !self.settings.not_found_ttl.is_zero()
+            && is_at_full_commit(asked.target_form())
+        {
+            self.remember_missing(asked, id, &answer);
+        }
+        if status == StatusCode::OK { unless_current(asked, answer) } else { answer }
+    }
+
+    fn remember_missing(&self, asked: &Asked, id: KeyId, answer: &Answer) {
+        let mut copy = answer.share().map(Shared::answer);
+        if let Some(copy) = &mut copy {
+            copy.headers = fields::to_store(&copy.headers);
+        }
+        if let Some(shared) = copy.and_then(|c| c.share()) {
+            self.missing.insert((id, self.seer(asked)), (asked.at, shared));
+        }
+    }
+
+    /// 401, 404, 410 and their like end this credential's right to what is stored, at once.
+    fn revoke_if_refused(&self, asked: &Asked, id: KeyId, loaded: Option<&Arc<Loaded>>, means: Means) {
+        let holds = |l: &&Arc<Loaded>| l.entry.own(asked.credential).is_some();
+        if means == Means::Revoked && loaded.filter(holds).is_some() {
+            let fresh = || Entry::new(asked.key());
+            self.store.update(id, loaded, fresh, None, true, |entry| {
+                entry.revoke(asked.credential);
+                Vec::new()
+            });
+        }
+    }
+
+    /// GitHub cannot answer: what this credential has had confirmed stands in, else the error is passed on.
+    pub(super) async fn unavailable(
+        &self,
+        asked: &Asked,
+        id: KeyId,
+        loaded: Option<Arc<Loaded>>,
+        what: Result<(Answer, Unavailable), origin::Error>,
+    ) -> Answer {
+        let why = match &what {
+            Ok((_, why)) => *why,
+            Err(origin::Error::Timeout(_) | origin::Error::ConnectTimeout(_)) => Unavailable::TimedOut,
+            Err(_) => Unavailable::Unreachable,
+        };
+        let stored = async {
+            let loaded = loaded?;
+            let (i, own) = loaded.entry.own(asked.credential)?;
+            if asked.is_probe || !policy::may_serve_stale(own, self.settings.stale_max_age, now_ms()) {
+                return None;
+            }
+            let (etag, age) = (own.etag.clone(), now_ms().saturating_sub(own.confirmed_at) / 1000);
+            let body = self.store.body(id, &loaded, i).await?;
+            let chosen = Chosen { loaded: loaded.clone(), i, body };
+            let status = match &what {
+                Ok((answer, _)) => Some(answer.status),
+                Err(_) => None,
+            };
+            let marks = Marks {
+                hit: true,
+                forwarded: Some("stale"),
+                forwarded_status: status,
+                x_cache: Some(stand_in_name(why)),
+                ..Marks::default()
+            };
+            let mut answer = self.stored_answer(asked, &chosen, &HeaderMap::new(), Outcome::Stale, marks).await?;
+            if let Some(etag) = etag.and_then(|e| HeaderValue::from_str(&e).ok()) {
+                answer.headers.insert(header::ETAG, etag);
+            }
+            answer.headers.insert(header::AGE, age.into());
+            Some(answer)
+        };
+        match (stored.await, what) {
+            (Some(answer), _) => answer,
+            (None, Ok((answer, _))) => answer,
+            (None, Err(error)) => Answer::failed(error.into()),
+        }
+    }
+}
+
+/// A 304 in place of a 200 whose content the client has: its own precondition was not what was asked with.
+fn unless_current(asked: &Asked, answer: Answer) -> Answer {
+    let text = |name| answer.headers.get(name).and_then(|v| v.to_str().ok());
+    match asked.precondition.is_met_by(text(header::ETAG), text(header::LAST_MODIFIED)) {
+        true => not_modified_for(answer),
+        false => answer,
+    }
+}
