@@ -8,7 +8,8 @@ RUN cargo build --release --locked --bin ghtap \
  && strip -o /ghtap target/release/ghtap
 
 FROM debian:bookworm-slim
-# The roots that upstream is verified with.
+# The roots that upstream is verified with: the newest there are, so no version.
+# hadolint ignore=DL3008
 RUN apt-get update \
  && apt-get install -y --no-install-recommends ca-certificates \
  && rm -rf /var/lib/apt/lists/* \
@@ -17,7 +18,7 @@ RUN apt-get update \
  && install -d -o ghtap -g ghtap -m 0700 /var/lib/ghtap \
  && install -d -o ghtap -g ghtap -m 0755 /certs
 COPY --from=build /ghtap /usr/local/bin/ghtap
-USER ghtap
+USER 10001:10001
 ENV GHTAP_LISTEN=0.0.0.0:3128 \
     GHTAP_ADMIN=0.0.0.0:3180 \
     GHTAP_DATA_DIR=/var/lib/ghtap \

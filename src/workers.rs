@@ -20,6 +20,9 @@ pub fn index() -> usize {
     INDEX.get()
 }
 
+/// Threads that read the disk for each worker. Each thread has an arena of memory of its own: few are enough.
+const BLOCKING: usize = 2;
+
 /// A fixed number of threads. Dropping it cuts off what they still do.
 pub struct Workers {
     handles: Vec<Handle>,
@@ -35,7 +38,7 @@ impl Workers {
     pub fn start(count: usize) -> io::Result<Workers> {
         let mut workers = Workers { handles: Vec::new(), threads: Vec::new(), next: AtomicUsize::new(0) };
         for index in 0..count {
-            let runtime = Builder::new_current_thread().enable_all().build()?;
+            let runtime = Builder::new_current_thread().enable_all().max_blocking_threads(BLOCKING).build()?;
             workers.handles.push(runtime.handle().clone());
             let (stop, stopped) = oneshot::channel();
             let thread = std::thread::Builder::new().name(format!("ghtap-{index}")).spawn(move || {

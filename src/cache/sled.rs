@@ -198,12 +198,15 @@ impl SledRoom {
             }
         }
         for (id, used) in touched {
-            let size = self.index.lock().by_key.get(id).map(|(_, size)| *size);
-            if let Some(size) = size {
-                self.index.lock().put(*id, *used, size);
-                if let Err(error) = self.with(|trees| trees.uses.insert(id.0, &write_use(*used, size))) {
-                    self.failed(&error);
-                }
+            let mut index = self.index.lock();
+            let Some((before, size)) = index.by_key.get(id).copied() else { continue };
+            index.put(*id, *used, size);
+            drop(index);
+            // On disk, ten minutes are exact enough.
+            if used / 600 != before / 600
+                && let Err(error) = self.with(|trees| trees.uses.insert(id.0, &write_use(*used, size)))
+            {
+                self.failed(&error);
             }
         }
         if let Err(error) = self.make_room() {

@@ -22,7 +22,7 @@ use super::stored::{self, BodyId, Entry, Representation};
 pub struct Loaded {
     pub entry: Entry,
     parts: Vec<Arc<Part>>,
-    /// When its use was last noted, in minutes since 1970.
+    /// When its use was last noted, in seconds since 1970.
     touched: AtomicU64,
 }
 
@@ -169,9 +169,9 @@ impl Store {
             Some(loaded) => loaded?,
             None => self.read_disk(id).await?,
         };
-        let minute = now / 60_000;
-        if self.room.is_some() && loaded.touched.swap(minute, Ordering::Relaxed) != minute {
-            self.queue.0.lock().touched.insert(id, now / 1000);
+        let second = now / 1000;
+        if self.room.is_some() && loaded.touched.swap(second, Ordering::Relaxed) != second {
+            self.queue.0.lock().touched.insert(id, second);
         }
         Some(loaded)
     }

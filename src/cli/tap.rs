@@ -88,6 +88,7 @@ pub async fn start(config: &Config, listeners: Listeners, apart: Apart) -> Resul
         proxy,
         tls: tokio_rustls::TlsConnector::from(roots::client_config(&extra)),
         timeout: config.connect_timeout,
+        resolver: tokio::runtime::Handle::current(),
     });
     let limits = Limits {
         response: config.upstream_timeout,

@@ -63,6 +63,7 @@ impl<'a> Trace<'a> {
         tracing::info!(
             client = &*asked.caller.client,
             run = (!asked.caller.run.is_empty()).then_some(&*asked.caller.run),
+            method = asked.method.as_str(),
             route = asked.route.name,
             status,
             outcome = outcome.as_str(),

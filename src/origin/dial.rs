@@ -106,6 +106,8 @@ pub struct Dialer {
     pub deny: Vec<IpNet>,
     pub proxy: Option<UpstreamProxy>,
     pub tls: TlsConnector,
+    /// The runtime that looks names up.
+    pub resolver: tokio::runtime::Handle,
     /// For the name, each address and the handshake, each.
     pub timeout: Duration,
 }
@@ -166,12 +168,14 @@ impl Dialer {
         if let Some(address) = self.resolve.get(&(target.host.to_string(), target.port)) {
             return Ok(vec![*address]);
         }
-        let lookup = tokio::net::lookup_host((&*target.host, target.port));
-        let found = match tokio::time::timeout(self.timeout, lookup).await {
-            Ok(Ok(found)) => found,
+        // Elsewhere: a slow resolver must not keep a worker's few threads from the disk.
+        let (host, port) = (target.host.clone(), target.port);
+        let lookup =
+            self.resolver.spawn(async move { tokio::net::lookup_host((&*host, port)).await.map(Vec::from_iter) });
+        let all: Vec<SocketAddr> = match tokio::time::timeout(self.timeout, lookup).await {
+            Ok(Ok(Ok(found))) => found,
             _ => return Err(Error::Resolve(target.host.to_string())),
         };
-        let all: Vec<_> = found.collect();
         if target.guarded && all.iter().any(|a| self.denied(a.ip())) {
             return Err(Error::Denied(target.authority()));
         }
