@@ -240,6 +240,11 @@ pub async fn collect(mut body: UpstreamBody, max: usize) -> Result<Result<Bytes,
     Ok(Ok(all.map_or(first, Bytes::from)))
 }
 
+/// How large a gzip body says it is without its coding: its last four bytes, which may lie (RFC 1952, 2.3.1).
+pub fn claimed_len(gzip: &[u8]) -> u64 {
+    gzip.last_chunk::<4>().map_or(0, |size| u64::from(u32::from_le_bytes(*size)))
+}
+
 /// Undoes gzip; none if it is broken, or larger than `max` bytes without it.
 pub fn gunzip(body: &[u8], max: u64) -> Option<Vec<u8>> {
     use std::io::Read;

@@ -359,7 +359,7 @@ pub struct Resolve {
 /// What clap says of the command line, or one line about the file.
 pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Error> {
     let mut args: Vec<OsString> = args.into_iter().collect();
-    let mut command = Cli::command();
+    let mut command = without_empty_variables(Cli::command());
     let matches = command.try_get_matches_from_mut(&args)?;
     let Some((name, given)) = matches.subcommand() else { return Cli::from_arg_matches(&matches) };
     let file = given.try_get_one::<PathBuf>("config").ok().flatten().cloned();
@@ -368,12 +368,17 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Erro
         |what: String| clap::Error::raw(clap::error::ErrorKind::InvalidValue, format!("{}: {what}\n", file.display()));
     let text = std::fs::read_to_string(&file).map_err(|e| wrong(e.to_string()))?;
     let table: toml::Table = text.parse().map_err(|e: toml::de::Error| wrong(e.to_string()))?;
-    let known = command.find_subcommand(name).expect("it was just parsed");
+    // The innermost: `ca rotate` has options of its own.
+    let (mut known, mut given) = (command.find_subcommand(name).expect("it was just parsed"), given);
+    let mut last = name;
+    while let Some((inner, matches)) = given.subcommand() {
+        (known, given, last) = (known.find_subcommand(inner).expect("it was just parsed"), matches, inner);
+    }
     let mut more = Vec::new();
     for (key, value) in &table {
         let Some(argument) = known.get_arguments().find(|a| a.get_long() == Some(key) && key != "config") else {
             // One file may serve all subcommands; but a key that none of them has is a mistake.
-            let elsewhere = command.get_subcommands().any(|s| s.get_arguments().any(|a| a.get_long() == Some(key)));
+            let elsewhere = command.get_subcommands().any(|s| has_option(s, key));
             if elsewhere && key != "config" {
                 continue;
             }
@@ -399,9 +404,22 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Erro
             }
         }
     }
-    let at = args.iter().position(|a| a == name).map_or(args.len(), |i| i + 1);
+    let at = args.iter().position(|a| a == last).map_or(args.len(), |i| i + 1);
     args.splice(at..at, more);
-    Cli::try_parse_from(args)
+    Cli::from_arg_matches(&without_empty_variables(Cli::command()).try_get_matches_from(args)?)
+}
+
+fn has_option(command: &clap::Command, key: &str) -> bool {
+    command.get_arguments().any(|a| a.get_long() == Some(key)) || command.get_subcommands().any(|s| has_option(s, key))
+}
+
+/// A variable that is set to nothing is not set: compose files have many such.
+fn without_empty_variables(command: clap::Command) -> clap::Command {
+    let empty = |argument: &clap::Arg| {
+        argument.get_env().is_some_and(|name| std::env::var_os(name).is_some_and(|v| v.is_empty()))
+    };
+    let command = command.mut_args(|a| if empty(&a) { a.env(clap::builder::Resettable::Reset) } else { a });
+    command.mut_subcommands(without_empty_variables)
 }
 
 fn host(text: &str) -> Result<String, String> {

@@ -42,6 +42,7 @@ impl Error {
             Error::UnaskedNotModified => (StatusCode::BAD_GATEWAY, "http_protocol_error"),
             Error::Origin(error) => match error {
                 O::Resolve(_) => (StatusCode::BAD_GATEWAY, "dns_error"),
+                O::Loop(_) => (StatusCode::LOOP_DETECTED, "proxy_loop_detected"),
                 O::Denied(_) => (StatusCode::FORBIDDEN, "destination_ip_prohibited"),
                 O::Connect(..) => (StatusCode::BAD_GATEWAY, "connection_refused"),
                 O::ConnectTimeout(_) => (StatusCode::GATEWAY_TIMEOUT, "connection_timeout"),

@@ -130,12 +130,18 @@ pub fn freshen(stored: &HeaderMap, not_modified: &HeaderMap) -> HeaderMap {
 /// Whether the client takes gzip (RFC 9110, 12.5.3).
 pub fn accepts_gzip(headers: &HeaderMap) -> bool {
     let values = headers.get_all(header::ACCEPT_ENCODING).iter().filter_map(|v| v.to_str().ok());
-    values.flat_map(|v| v.split(',')).any(|coding| {
+    let mut any = false;
+    for coding in values.flat_map(|v| v.split(',')) {
         let (name, weight) = coding.split_once(';').unwrap_or((coding, ""));
         let name = name.trim();
-        let refused = weight.trim().strip_prefix("q=").is_some_and(|q| q.trim().parse() == Ok(0.0));
-        (name.eq_ignore_ascii_case("gzip") || name.eq_ignore_ascii_case("x-gzip") || name == "*") && !refused
-    })
+        let weight = weight.trim().to_ascii_lowercase();
+        let takes = weight.strip_prefix("q=").is_none_or(|q| q.trim().parse() != Ok(0.0));
+        if name.eq_ignore_ascii_case("gzip") || name.eq_ignore_ascii_case("x-gzip") {
+            return takes;
+        }
+        any |= name == "*" && takes;
+    }
+    any
 }
 
 #[cfg(test)]
@@ -223,6 +229,8 @@ mod tests {
             ("gzip;q=0", false),
             ("*", true),
             ("identity", false),
+            ("gzip;q=0, *", false),
+            ("*, gzip;Q=0", false),
             ("", false),
         ] {
             assert_eq!(accepts_gzip(&headers(&[("accept-encoding", value)])), takes, "{value}");

@@ -8,7 +8,8 @@ fn main() -> ExitCode {
         Err(error) => error.exit(),
     };
     ghtap::cli::run(cli).unwrap_or_else(|failure| {
-        eprintln!("ghtap: {failure}");
+        use std::io::Write;
+        let _ = writeln!(std::io::stderr(), "ghtap: {failure}");
         ExitCode::FAILURE
     })
 }

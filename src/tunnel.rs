@@ -3,7 +3,6 @@
 //! On Linux the bytes stay in the kernel: they are spliced from socket to pipe to socket.
 
 use std::io;
-use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -54,14 +53,6 @@ pub async fn silence(idle: Duration, passed: &Passed) {
         quiet = if now == seen { quiet + 1 } else { 0 };
         seen = now;
     }
-}
-
-/// Whether a connection leads back to one of our own listeners.
-pub fn is_loop(stream: &TcpStream, listeners: &[SocketAddr]) -> bool {
-    let (Ok(peer), Ok(local)) = (stream.peer_addr(), stream.local_addr()) else { return false };
-    listeners.iter().any(|l| {
-        l.port() == peer.port() && (l.ip() == peer.ip() || (l.ip().is_unspecified() && peer.ip() == local.ip()))
-    })
 }
 
 #[cfg(target_os = "linux")]

@@ -76,6 +76,9 @@ async fn guard(
             "this address answers only to its own name: use http://127.0.0.1 or http://localhost",
         );
     }
+    if request.headers().contains_key(header::VIA) {
+        return refusal(StatusCode::FORBIDDEN, "this address does not answer through a proxy");
+    }
     if !peer.ip().to_canonical().is_loopback() {
         return refusal(
             StatusCode::FORBIDDEN,

@@ -103,6 +103,12 @@ fn with_page(target: &str, number: u32) -> Option<String> {
     Some(format!("{path}?{}", parts.join("&")))
 }
 
+/// Whether a target names a page other than the first. Past the end, GitHub's empty page has a `Link`.
+pub fn is_later_page(target: &str) -> bool {
+    let cursors = ["after", "before", "since", "cursor"];
+    page(target).is_some_and(|n| n != 1) || cursors.iter().any(|name| parameter(target, name).is_some())
+}
+
 /// The same target with the parameters of its query in order.
 pub fn with_sorted_query(target: &str) -> String {
     let Some((path, query)) = target.split_once('?') else { return target.to_owned() };

@@ -7,7 +7,7 @@
 //!
 //! sled writes a log and reuses its segments, but not all of them: under steady eviction the directory grows,
 //! to three times the live data and on, and does not shrink. So the limit is kept by measuring the directory.
-//! The live data may be a fifth of the limit; when the directory has come to 55 %, what is live is copied into
+//! The live data may be a sixth of the limit; when the directory has come to half of it, what is live is copied into
 //! a new one, which takes less than the rest. Reads go on meanwhile. Should all that fail, the store is emptied.
 
 use std::collections::{BTreeSet, HashMap};
@@ -22,6 +22,7 @@ use parking_lot::{Mutex, RwLock};
 use super::key::KeyId;
 use super::store::{Pending, Stats};
 use super::stored::{BodyId, Entry};
+use crate::tls::files;
 
 /// The name of the directory says the format: another version begins empty, in another one.
 const DIRECTORY: &str = "cache-v1";
@@ -101,6 +102,7 @@ impl SledRoom {
     /// empty one made: it is a cache.
     pub fn open(data_dir: &Path, max_bytes: u64) -> io::Result<SledRoom> {
         let path = data_dir.join(DIRECTORY);
+        files::make_private(&path)?;
         let room = match SledRoom::try_open(&path, max_bytes) {
             Ok(room) => room,
             Err(error) => {
@@ -119,10 +121,16 @@ impl SledRoom {
     }
 
     fn try_open(path: &Path, max_bytes: u64) -> ::sled::Result<SledRoom> {
-        // A compaction that was cut short.
-        let _ = std::fs::remove_dir_all(path.join("fresh"));
+        // A compaction that was cut short: what was in use is under one of two names.
+        let (current, old) = (path.join(CURRENT), path.join("old"));
+        if !current.exists() && old.exists() {
+            std::fs::rename(&old, &current)?;
+        }
+        for rest in [path.join("fresh"), old] {
+            let _ = std::fs::remove_dir_all(rest);
+        }
         let trees = Trees::open(&path.join(CURRENT))?;
-        let mut index = Index { budget: max_bytes / 5, disk: occupied(path), ..Index::default() };
+        let mut index = Index { budget: max_bytes / 6, disk: occupied(path), ..Index::default() };
         for pair in trees.uses.iter() {
             let (id, value) = pair?;
             if let (Ok(id), Some((used, size))) = (id.as_ref().try_into(), read_use(&value)) {
@@ -277,7 +285,7 @@ impl SledRoom {
         if disk > self.max_bytes / 100 * 97 {
             return self.empty();
         }
-        if disk > self.max_bytes / 100 * 55 {
+        if disk > self.max_bytes / 2 {
             return self.compact().or_else(|error| {
                 self.failed(&error);
                 self.empty()
@@ -324,11 +332,12 @@ impl SledRoom {
     fn replace(&self, make: impl FnOnce(&Path) -> io::Result<()>) -> ::sled::Result<()> {
         let mut trees = self.trees.write();
         *trees = None;
-        let current = self.path.join(CURRENT);
-        std::fs::remove_dir_all(&current)?;
+        let (current, old) = (self.path.join(CURRENT), self.path.join("old"));
+        std::fs::rename(&current, &old)?;
         make(&current)?;
         *trees = Some(Trees::open(&current)?);
-        Ok(())
+        drop(trees);
+        Ok(std::fs::remove_dir_all(&old)?)
     }
 
     pub(super) fn for_each(&self, each: &mut dyn FnMut(KeyId, &Entry)) {

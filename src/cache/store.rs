@@ -75,6 +75,12 @@ pub(super) struct Pending {
     pub dropped: Vec<BodyId>,
 }
 
+impl Pending {
+    fn bytes(&self) -> u64 {
+        self.new_bodies.iter().map(|(_, body)| body.len() as u64).sum()
+    }
+}
+
 #[derive(Default)]
 struct Queue {
     waiting: HashMap<KeyId, Pending>,
@@ -89,6 +95,8 @@ struct Queue {
 const MAX_WAITING: u64 = 64 << 20;
 /// Bodies larger than this do not stay in memory.
 const MAX_IN_MEMORY: u64 = 1 << 20;
+/// A disk that takes longer than this is a miss.
+const READ_PATIENCE: std::time::Duration = std::time::Duration::from_secs(1);
 /// Disk reads under way at once; more wait their turn.
 const READERS: usize = 16;
 
@@ -191,9 +199,7 @@ impl Store {
 
     async fn read_disk(&self, id: KeyId) -> Option<Arc<Loaded>> {
         let room = self.room.clone()?;
-        let _permit = self.readers.acquire().await.ok()?;
-        let read = tokio::task::spawn_blocking(move || room.load(id, MAX_IN_MEMORY)).await.ok()?;
-        let loaded = match read {
+        let loaded = match self.read(move || room.load(id, MAX_IN_MEMORY)).await? {
             Ok(None) => return None,
             Ok(Some((entry, bodies))) => Loaded::new(entry, &bodies, None),
             Err(error) => {
@@ -229,8 +235,7 @@ impl Store {
             return Some(body);
         }
         let room = self.room.clone()?;
-        let _permit = self.readers.acquire().await.ok()?;
-        match tokio::task::spawn_blocking(move || room.body(id, wanted)).await.ok()? {
+        match self.read(move || room.body(id, wanted)).await? {
             Ok(Some(body)) => {
                 if body.len() as u64 <= MAX_IN_MEMORY {
                     let _ = loaded.parts[i].body.set(body.clone());
@@ -238,9 +243,13 @@ impl Store {
                 Some(body)
             }
             Ok(None) => {
-                self.corrupt.fetch_add(1, Ordering::Relaxed);
-                tracing::warn!("a stored body is missing or failed its check; its entry was removed");
-                self.remove(id);
+                // It may have given way to a newer one meanwhile.
+                let latest = self.in_memory(id).flatten();
+                if latest.is_none_or(|l| l.entry.representations.iter().any(|r| r.body == wanted)) {
+                    self.corrupt.fetch_add(1, Ordering::Relaxed);
+                    tracing::warn!("a stored body is missing or failed its check; its entry was removed");
+                    self.remove(id);
+                }
                 None
             }
             Err(error) => {
@@ -248,6 +257,20 @@ impl Store {
                 None
             }
         }
+    }
+
+    /// Reads the disk on another thread. None: it took too long, and is a miss.
+    async fn read<T: Send + 'static>(&self, read: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+        let reading = async {
+            let _permit = self.readers.acquire().await.ok()?;
+            tokio::task::spawn_blocking(read).await.ok()
+        };
+        let read = tokio::time::timeout(READ_PATIENCE, reading).await;
+        read.inspect_err(|_| {
+            self.errors.fetch_add(1, Ordering::Relaxed);
+            tracing::warn!("the store took too long; going on without it");
+        })
+        .ok()?
     }
 
     fn waiting_body(&self, id: KeyId, wanted: BodyId) -> Option<Bytes> {
@@ -317,7 +340,8 @@ impl Store {
         self.memory.invalidate(&id);
         if self.room.is_some() {
             let mut queue = self.queue.0.lock();
-            queue.waiting.insert(id, Pending::default());
+            let replaced = queue.waiting.insert(id, Pending::default());
+            queue.bytes = queue.bytes.saturating_sub(replaced.map_or(0, |p| p.bytes()));
             self.queue.1.notify_one();
         }
     }
@@ -358,6 +382,9 @@ impl Store {
         loop {
             let queue = self.queue.0.lock();
             if queue.waiting.is_empty() && queue.writing.is_empty() {
+                break;
+            }
+            if queue.closed {
                 break;
             }
             self.queue.1.notify_one();
@@ -419,9 +446,13 @@ fn write_behind(room: &SledRoom, queue: &(Mutex<Queue>, Condvar)) {
             state.writing = batch.clone();
             (batch, std::mem::take(&mut state.touched), state.closed)
         };
-        room.apply(&batch, &touched);
+        // sled may panic on a disk that is broken; what it holds is a cache.
+        let applied = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| room.apply(&batch, &touched)));
+        if applied.is_err() {
+            tracing::error!("the store's disk is broken; what comes is not stored");
+        }
         let mut state = queue.0.lock();
-        let written: u64 = batch.values().flat_map(|p| &p.new_bodies).map(|(_, b)| b.len() as u64).sum();
+        let written: u64 = batch.values().map(Pending::bytes).sum();
         state.bytes = state.bytes.saturating_sub(written);
         state.writing = Arc::default();
         if closed && state.waiting.is_empty() {

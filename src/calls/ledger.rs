@@ -27,6 +27,8 @@ pub struct Ledger {
     /// Tells rows of this process from those of an earlier one in the same minute.
     start: u32,
     minute: Mutex<Minute>,
+    /// One flush at a time: rows are totals, and an older one must not come after a newer.
+    flushing: Mutex<()>,
     other: Arc<str>,
 }
 
@@ -36,13 +38,14 @@ struct Minute {
     number: u32,
     rows: HashMap<Dimensions, (Counts, bool), Hashing>,
     /// Rows of the minutes before that are not on disk yet.
-    waiting: Vec<(u32, Dimensions, Counts)>,
+    waiting: HashMap<(u32, Dimensions), Counts, Hashing>,
 }
 
 impl Ledger {
     /// Opens or makes the ledger. One that cannot be read is kept under another name, and a new one begun.
     pub fn open(data_dir: &Path) -> io::Result<Ledger> {
         let path = data_dir.join(DIRECTORY);
+        crate::tls::files::make_private(&path)?;
         let open = || sled::Config::new().path(&path).cache_capacity(4 << 20).flush_every_ms(None).open();
         let db = match open() {
             Ok(db) => db,
@@ -55,7 +58,7 @@ impl Ledger {
         };
         let rows = db.open_tree("minutes").map_err(io::Error::other)?;
         let start = u32::from_be_bytes(crate::tls::files::random());
-        Ok(Ledger { db, rows, start, minute: Mutex::default(), other: "other".into() })
+        Ok(Ledger { db, rows, start, minute: Mutex::default(), flushing: Mutex::default(), other: "other".into() })
     }
 
     /// Adds to the row of these dimensions. `now` in milliseconds since 1970.
@@ -66,8 +69,7 @@ impl Ledger {
             let before = minute.number;
             let rows = std::mem::take(&mut minute.rows);
             let late = rows.into_iter().filter(|(_, (_, dirty))| *dirty);
-            let late: Vec<_> = late.map(|(dimensions, (counts, _))| (before, dimensions, counts)).collect();
-            minute.waiting.extend(late);
+            minute.waiting.extend(late.map(|(dimensions, (counts, _))| ((before, dimensions), counts)));
             minute.number = number;
         }
         if minute.rows.len() >= MAX_ROWS && !minute.rows.contains_key(&dimensions) {
@@ -81,9 +83,12 @@ impl Ledger {
 
     /// Writes what has changed, and waits for the disk. Says how many rows. What fails is tried again.
     pub fn flush(&self) -> io::Result<usize> {
+        let _one = self.flushing.lock();
         let changed: Vec<(u32, Dimensions, Counts)> = {
             let mut minute = self.minute.lock();
-            let mut changed = std::mem::take(&mut minute.waiting);
+            let waiting = std::mem::take(&mut minute.waiting);
+            let mut changed: Vec<_> =
+                waiting.into_iter().map(|((n, dimensions), counts)| (n, dimensions, counts)).collect();
             let number = minute.number;
             for (dimensions, (counts, dirty)) in &mut minute.rows {
                 if std::mem::take(dirty) {
@@ -103,7 +108,15 @@ impl Ledger {
         let flushed = written.and_then(|()| self.db.flush().map_err(io::Error::other));
         if let Err(error) = flushed {
             // Rows are totals of their minute: writing one twice does no harm.
-            self.minute.lock().waiting.extend(changed);
+            let mut minute = self.minute.lock();
+            let current = minute.number;
+            for (number, dimensions, counts) in changed {
+                // What was counted since is newer than what failed.
+                match minute.rows.get_mut(&dimensions).filter(|_| number == current) {
+                    Some(row) => row.1 = true,
+                    None => drop(minute.waiting.entry((number, dimensions)).or_insert(counts)),
+                }
+            }
             return Err(error);
         }
         Ok(changed.len())

@@ -1,5 +1,6 @@
 //! `ghtap ca`: the CA.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use super::certs::{Files, bundle, truststore};
@@ -13,7 +14,7 @@ pub fn run(config: &Config) -> Result<ExitCode, Failure> {
         CaAction::Init(new) => init(&config.places, new)?,
         CaAction::Path => {
             read(&config.places)?;
-            print(format!("{}\n", Files::below(&config.places.certs_dir()).ca.display()))?;
+            print(format!("{}\n", Files::below(&certs_dir(&config.places)).ca.display()))?;
         }
         CaAction::Show => print(show(&config.places, &read(&config.places)?))?,
         CaAction::Export { format, output } => {
@@ -34,6 +35,11 @@ pub fn run(config: &Config) -> Result<ExitCode, Failure> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Where clients find the CA: as the tap that runs has it.
+fn certs_dir(places: &Places) -> PathBuf {
+    place::running(&places.data_dir()).map_or_else(|| places.certs_dir(), |tap| tap.certs_dir)
+}
+
 fn read(places: &Places) -> Result<Ca, Failure> {
     files::read(&places.data_dir()).map_err(Failure::new)
 }
@@ -42,7 +48,7 @@ fn init(places: &Places, new: &CaNew) -> Result<(), Failure> {
     place::make_private(&places.data_dir())?;
     let hosts = if new.intercept.is_empty() { vec![API_HOST.to_owned()] } else { new.intercept.clone() };
     let ca = files::open(&places.data_dir(), &hosts, new.unconstrained_root).map_err(Failure::new)?;
-    Files::publish(&places.certs_dir(), &ca)?;
+    Files::publish(&certs_dir(places), &ca)?;
     print(show(places, &ca))
 }
 
@@ -56,12 +62,12 @@ fn rotate(places: &Places, new: &CaNew) -> Result<(), Failure> {
     place::make_private(&places.data_dir())?;
     files::make(&places.data_dir(), &hosts, new.unconstrained_root).map_err(Failure::new)?;
     let ca = read(places)?;
-    Files::publish(&places.certs_dir(), &ca)?;
+    Files::publish(&certs_dir(places), &ca)?;
     print(format!("{}clients must trust the new root before their next connection\n", show(places, &ca)))
 }
 
 fn show(places: &Places, ca: &Ca) -> String {
-    let files = Files::below(&places.certs_dir());
+    let files = Files::below(&certs_dir(places));
     format!(
         "root         {}\nbundle       {} (the system's roots and ours)\ntrust store  {} (PKCS#12, the same; password: changeit)\n\
          sha256       {}\nfor          {}\nexpires      {}\n",

@@ -40,7 +40,9 @@ pub fn run(config: &Doctor) -> Result<ExitCode, Failure> {
     findings.extend(variables(&certs_dir, proxy));
     findings.extend(clients(&certs_dir));
     if let Some(proxy) = proxy {
-        findings.push(small_runtime()?.block_on(intercepted(proxy, &certs_dir)));
+        let hosts = files::read(&data_dir).map(|ca| ca.hosts).unwrap_or_default();
+        let host = hosts.first().map_or(crate::github::API_HOST, String::as_str);
+        findings.push(small_runtime()?.block_on(intercepted(proxy, host, &certs_dir)));
     }
     let mut out = String::new();
     let mut bad = 0;
@@ -214,8 +216,8 @@ fn clients(certs_dir: &Path) -> Vec<Finding> {
 }
 
 /// A request through the tap: it must come back, intercepted, from the origin.
-async fn intercepted(proxy: SocketAddr, certs_dir: &Path) -> Finding {
-    match tokio::time::timeout(Duration::from_secs(40), request(proxy, certs_dir)).await {
+async fn intercepted(proxy: SocketAddr, host: &str, certs_dir: &Path) -> Finding {
+    match tokio::time::timeout(Duration::from_secs(40), request(proxy, host, certs_dir)).await {
         Err(_) => bad(format!("no answer through {proxy} within 40 seconds"), "look at the tap's log"),
         Ok(Err(Trouble { what, mend })) => bad(what, mend),
         Ok(Ok(head)) => {
@@ -243,11 +245,10 @@ struct Trouble {
     mend: String,
 }
 
-async fn request(proxy: SocketAddr, certs_dir: &Path) -> Result<String, Trouble> {
+async fn request(proxy: SocketAddr, host: &str, certs_dir: &Path) -> Result<String, Trouble> {
     let trouble = |what: String, mend: &str| Trouble { what, mend: mend.to_owned() };
     let root = roots::pem_file(&Files::below(certs_dir).ca);
     let root = root.map_err(|e| trouble(format!("the root cannot be read: {e}"), "ghtap ca init"))?;
-    let host = crate::github::API_HOST;
     let connected = TcpStream::connect(proxy).await;
     let mut stream = connected.map_err(|e| trouble(format!("nothing listens on {proxy}: {e}"), "ghtap serve"))?;
     let broken =
@@ -266,7 +267,7 @@ async fn request(proxy: SocketAddr, certs_dir: &Path) -> Result<String, Trouble>
             "it may be another proxy: eval \"$(ghtap env)\"",
         ));
     }
-    let stream = tls(root).connect(ServerName::try_from(host).expect("a name"), stream).await;
+    let stream = tls(root).connect(ServerName::try_from(host.to_owned()).expect("a name"), stream).await;
     let mut stream = stream.map_err(|e| {
         trouble(
             format!("the tap's certificate is not of our CA: {e}"),

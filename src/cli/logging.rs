@@ -70,7 +70,9 @@ pub fn start(format: LogFormat, directives: &str) -> Result<Logging, Failure> {
     let mut writer = collected.clone();
     let name = std::thread::Builder::new().name("ghtap-log".into());
     let thread = name.spawn(move || {
-        while writer.flush().is_ok() {
+        loop {
+            // Whoever reads may come back.
+            let _ = writer.flush();
             std::thread::sleep(DELAY);
         }
     });

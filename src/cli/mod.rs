@@ -52,6 +52,12 @@ fn small_runtime() -> Result<tokio::runtime::Runtime, Failure> {
     tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Failure::new)
 }
 
+/// Writes to stderr; nobody may be listening.
+fn say(text: &str) {
+    use std::io::Write;
+    let _ = std::io::stderr().lock().write_all(text.as_bytes());
+}
+
 /// Writes to stdout; a reader that has gone away is no failure.
 fn print(text: impl AsRef<[u8]>) -> Result<(), Failure> {
     use std::io::Write;

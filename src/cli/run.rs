@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::report::over_http;
 use super::tap::{self, Apart, Listeners};
-use super::{Failure, child, env, logging, place};
+use super::{Failure, child, env, logging, place, say};
 use crate::calls::report::{self, By, Format, Line, Question};
 use crate::clients::Caller;
 use crate::config::{LogFormat, ReportFormat, Run};
@@ -39,10 +39,10 @@ pub fn run(config: &Run) -> Result<ExitCode, Failure> {
         std::fs::write(path, text).map_err(|e| Failure::new(format_args!("--save {}: {e}", path.display())))?;
     }
     let format = if config.report == ReportFormat::Json { Format::Json } else { Format::Table };
-    eprint!("{}", report::render(&lines, By::Route, format));
+    say(&report::render(&lines, By::Route, format));
     let over = over_budget(config, &lines, baseline.as_deref());
     for line in &over {
-        eprintln!("ghtap: {line}");
+        say(&format!("ghtap: {line}\n"));
     }
     Ok(ExitCode::from(if code == 0 && !over.is_empty() { OVER_BUDGET } else { code }))
 }
@@ -79,7 +79,7 @@ async fn alone(config: &Run, held: Option<place::Held>) -> Result<(u8, Vec<Line>
     let variables = variables(running.proxy, &caller, &certs_dir);
     let status = child::run(&config.command, &variables).await;
     let exchange = running.exchange.clone();
-    running.stop(Duration::from_secs(1)).await;
+    running.stop(tokio::time::sleep(Duration::from_secs(1))).await;
     let question = Question { by: By::Route, since: None, run: Some(caller.run.to_string()) };
     let lines = report::answer(&exchange.ledger, &question, now_ms() / 1000).map_err(Failure::new)?;
     Ok((child::exit_code(status?), lines))

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::tap::{self, Apart, Listeners};
-use super::{Failure, logging, place};
+use super::{Failure, logging, place, say};
 use crate::config::Serve;
 
 pub fn run(config: &Serve) -> Result<ExitCode, Failure> {
@@ -54,31 +54,33 @@ async fn serve(config: &Serve, held: &place::Held) -> Result<ExitCode, Failure> 
         _ = interrupt.recv() => "SIGINT",
     };
     tracing::info!(signal, "draining: no new connections; exchanges under way may finish");
-    let drained = tokio::select! {
-        drained = running.stop(config.drain) => drained,
-        _ = async { tokio::select! { _ = terminate.recv() => (), _ = interrupt.recv() => () } } => {
-            tracing::warn!("asked twice: stopping at once");
-            return Ok(ExitCode::FAILURE);
+    let enough = async {
+        tokio::select! {
+            () = tokio::time::sleep(config.drain) => {}
+            _ = terminate.recv() => tracing::warn!("asked twice"),
+            _ = interrupt.recv() => tracing::warn!("asked twice"),
         }
     };
+    let drained = running.stop(enough).await;
     if !drained {
-        tracing::warn!("not all exchanges finished within --drain; they were cut off");
+        tracing::warn!("not all exchanges had finished; the rest was cut off");
     }
     tracing::info!("stopped");
     Ok(ExitCode::SUCCESS)
 }
 
 fn greet(config: &Serve, running: &tap::Running) {
-    eprintln!("ghtap {} intercepts {}", env!("CARGO_PKG_VERSION"), config.tap.intercept.join(", "));
-    eprintln!("  proxy    http://{}", running.proxy);
+    use std::fmt::Write;
+    let mut text = format!("ghtap {} intercepts {}\n", env!("CARGO_PKG_VERSION"), config.tap.intercept.join(", "));
+    let _ = writeln!(text, "  proxy    http://{}", running.proxy);
     if let Some(tls) = running.tls {
-        eprintln!("  tls      https://{tls}");
+        let _ = writeln!(text, "  tls      https://{tls}");
     }
     if let Some(admin) = running.admin {
-        eprintln!("  admin    http://{admin}");
+        let _ = writeln!(text, "  admin    http://{admin}");
     }
-    eprintln!("  CA       {}", running.files.ca.display());
-    eprintln!("next, where the clients run: eval \"$(ghtap env)\"");
+    let _ = writeln!(text, "  CA       {}", running.files.ca.display());
+    say(&format!("{text}next, where the clients run: eval \"$(ghtap env)\"\n"));
 }
 
 /// As many descriptors as the system lets us have: a tunnel needs six.

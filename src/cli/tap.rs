@@ -3,7 +3,6 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use time::OffsetDateTime;
 use tokio::net::TcpListener;
@@ -82,7 +81,12 @@ pub async fn start(config: &Config, listeners: Listeners, apart: Apart) -> Resul
     };
     let proxy = config.upstream_proxy.as_deref().map(UpstreamProxy::parse).transpose();
     let proxy = proxy.map_err(|e| Failure::new(format_args!("--upstream-proxy: {e}")))?;
+    let local = |l: &TcpListener| l.local_addr().map_err(Failure::new);
+    let proxy_address = local(&listeners.proxy)?;
+    let admin_address = listeners.admin.as_ref().map(local).transpose()?;
+    let tls_address = listeners.tls.as_ref().map(local).transpose()?;
     let dialer = Arc::new(Dialer {
+        own: [Some(proxy_address), admin_address, tls_address].into_iter().flatten().collect(),
         resolve: config.resolve.iter().map(|r| ((r.host.clone(), r.port), r.address)).collect(),
         deny: config.tunnel_deny.clone(),
         proxy,
@@ -134,10 +138,6 @@ pub async fn start(config: &Config, listeners: Listeners, apart: Apart) -> Resul
     };
     let exchange = Arc::new(Exchange::new(settings, origin, store, ledger, metrics.clone(), &secret));
 
-    let local = |l: &TcpListener| l.local_addr().map_err(Failure::new);
-    let proxy_address = local(&listeners.proxy)?;
-    let admin_address = listeners.admin.as_ref().map(local).transpose()?;
-    let tls_address = listeners.tls.as_ref().map(local).transpose()?;
     let proxy = Arc::new(Proxy {
         exchange: exchange.clone(),
         authority: authority.clone(),
@@ -151,7 +151,6 @@ pub async fn start(config: &Config, listeners: Listeners, apart: Apart) -> Resul
             idle: config.idle_timeout,
             tunnel: config.tunnel_idle,
         },
-        listeners: [Some(proxy_address), tls_address].into_iter().flatten().collect(),
         default_caller: apart.caller,
     });
     let (drain, draining) = drain::drain();
@@ -191,11 +190,13 @@ pub async fn start(config: &Config, listeners: Listeners, apart: Apart) -> Resul
 }
 
 impl Running {
-    /// Lets what is in flight finish, for as long as `patience`, then puts everything on disk. False: time
-    /// ran out.
-    pub async fn stop(mut self, patience: Duration) -> bool {
+    /// Lets what is in flight finish, until `enough`, then puts everything on disk. False: it was cut off.
+    pub async fn stop(mut self, enough: impl Future<Output = ()>) -> bool {
         self.drain.begin();
-        let drained = tokio::time::timeout(patience, self.ended.recv()).await.is_ok();
+        let drained = tokio::select! {
+            _ = self.ended.recv() => true,
+            () = enough => false,
+        };
         self.keeper.abort();
         let (exchange, workers) = (self.exchange, self.workers);
         let flushed = tokio::task::spawn_blocking(move || {

@@ -54,7 +54,6 @@ impl Answer {
 
     /// Our own answer.
     pub fn failed(error: Error) -> Answer {
-        tracing::warn!(%error, "no answer from upstream");
         let (parts, body) = error.response().into_parts();
         let outcome = match error {
             Error::Origin(_) | Error::UnaskedNotModified => Outcome::Failed,

@@ -9,7 +9,7 @@ use super::answer::{Answer, Marks, Shared, stand_in_name};
 use super::asked::Asked;
 use super::cached::{Chosen, missed};
 use super::reuse::not_modified_for;
-use super::{Exchange, SMALL, broken_off, now_ms, off_thread};
+use super::{Exchange, SMALL, broken_off, now_ms};
 use crate::body::{self, Body, Tee};
 use crate::cache::key::{Key, KeyId};
 use crate::cache::policy::{self, Means, Unavailable};
@@ -47,10 +47,18 @@ impl Exchange {
         let whole = match body::collect(body, SMALL).await {
             Ok(Ok(whole)) => whole,
             Ok(Err((first, rest))) => {
-                let max = if storable { self.settings.max_object_bytes } else { 0 };
+                // What is stored so far is not current any more, whether or not this one comes to be stored.
+                self.revoke_if_refused(asked, id, loaded.as_ref(), Means::Revoked);
+                let expected =
+                    rest.size_hint().exact().map_or(self.settings.max_object_bytes, |left| left + first.len() as u64);
+                let room = if storable { self.keeper.room(expected) } else { None };
+                let max = if room.is_some() { self.settings.max_object_bytes } else { 0 };
                 let keeping = self.keeping(asked, key, id, &parts.headers, loaded.clone());
                 let keeper = self.keeper.clone();
-                let tee = Tee::new(first, rest, max, move |whole| keeper.keep_later(keeping, whole));
+                let tee = Tee::new(first, rest, max, move |whole| {
+                    keeper.keep_later(keeping, whole);
+                    drop(room);
+                });
                 return passed(parts, Body::Tee(Box::new(tee)));
             }
             Err(error) => match broken_off(error) {
@@ -68,18 +76,25 @@ impl Exchange {
         if status.is_success() && Credentials::teaches(&asked.method, asked.path()) {
             self.learn(asked, &parts.headers, &whole);
         }
+        let is_gzip = parts.headers.get(header::CONTENT_ENCODING).is_some_and(|v| v == "gzip");
         let kept = match storable && whole.len() as u64 <= self.settings.max_object_bytes {
             true => {
                 let keeping = self.keeping(asked, key, id, &parts.headers, loaded.clone());
                 let keeper = self.keeper.clone();
-                off_thread(whole.len(), move || keeper.keep(keeping, whole)).await.unwrap_or_default()
+                let size = whole.len() as u64 + if is_gzip { body::claimed_len(&whole) } else { 0 };
+                self.keeper.off_thread(size, move || keeper.keep(keeping, whole)).await.unwrap_or_default()
             }
             false => Default::default(),
         };
+        if status == StatusCode::OK && is_get && !kept.stored {
+            // Something newer, which is not stored: what is stored is this credential's no longer.
+            self.revoke_if_refused(asked, id, loaded.as_ref(), Means::Revoked);
+        }
         let mut answer = passed(parts, content);
         answer.marks.stored = kept.stored;
         answer.elements = kept.elements;
         if status == StatusCode::NOT_FOUND
+            && is_get
             && !self.settings.not_found_ttl.is_zero()
             && is_at_full_commit(asked.target_form())
         {
@@ -94,7 +109,7 @@ impl Exchange {
             copy.headers = fields::to_store(&copy.headers);
         }
         if let Some(shared) = copy.and_then(|c| c.share()) {
-            self.missing.insert((id, self.seer(asked)), (asked.at, shared));
+            self.missing.insert((id, self.seer(asked), asked.accepts_gzip), (asked.at, shared));
         }
     }
 
@@ -123,8 +138,15 @@ impl Exchange {
             Err(origin::Error::Timeout(_) | origin::Error::ConnectTimeout(_)) => Unavailable::TimedOut,
             Err(_) => Unavailable::Unreachable,
         };
+        if let Err(error) = &what {
+            tracing::warn!(%error, route = asked.route.name, "GitHub did not answer");
+        }
+        let may_stand_in = match &what {
+            Ok(_) => true,
+            Err(error) => error.is_outage(),
+        };
         let stored = async {
-            let loaded = loaded?;
+            let loaded = loaded.filter(|_| may_stand_in)?;
             let (i, own) = loaded.entry.own(asked.credential)?;
             if asked.is_probe || !policy::may_serve_stale(own, self.settings.stale_max_age, now_ms()) {
                 return None;

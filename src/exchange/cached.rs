@@ -1,25 +1,26 @@
 //! Through the cache: look up, ask with our validator, answer.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 
+use super::Exchange;
 use super::answer::{Answer, Marks};
 use super::asked::Asked;
 use super::reuse::empty_list;
 use super::tally::Trace;
-use super::{Exchange, off_thread};
 use crate::body::{Body, RequestBody, gunzip};
 use crate::cache::collapse::Role;
 use crate::cache::key::{Key, KeyId};
-use crate::cache::listing::Confirmation;
+use crate::cache::listing::{self, Confirmation};
 use crate::cache::policy::{self, Ask, Asker};
 use crate::cache::store::Loaded;
 use crate::cache::stored::Coding;
 use crate::calls::Outcome;
 use crate::error::Error;
-use crate::github::credentials::{CredentialId, Principal};
+use crate::github::credentials::{CredentialId, Credentials, Principal};
 use crate::github::etag::{Recipe, compact, opaque};
 
 /// Who is given the same 404s: a principal, where it is known.
@@ -54,11 +55,13 @@ impl Exchange {
             return self.ask(asked, trace, &key, id).await;
         }
         loop {
-            match self.in_flight.join(asked.identity(id, self.writes.generation())) {
+            match self.in_flight.join(asked.identity(id, self.writes.generation()), Instant::now()) {
                 Role::Leader(leader) => {
                     let answer = self.ask(asked, trace, &key, id).await;
                     if leader.has_followers() {
-                        leader.publish(answer.share());
+                        // A failure is the leader's own: the others ask for themselves.
+                        let failed = matches!(answer.outcome, Outcome::Failed | Outcome::Refused);
+                        leader.publish(if failed { None } else { answer.share() });
                     }
                     return answer;
                 }
@@ -85,7 +88,7 @@ impl Exchange {
         let (id, written) = (asked.key().id(), self.writes.last(asked.path()));
         if !settings.not_found_ttl.is_zero()
             && asked.method == Method::GET
-            && let Some((at, shared)) = self.missing.get(&(id, self.seer(asked)))
+            && let Some((at, shared)) = self.missing.get(&(id, self.seer(asked), asked.accepts_gzip))
             && at > written
         {
             let mut answer = shared.answer();
@@ -117,7 +120,10 @@ impl Exchange {
     }
 
     pub(super) fn seer(&self, asked: &Asked) -> Seer {
-        asked.principal.clone().map_or(Seer::Credential(asked.credential), Seer::Principal)
+        match &asked.principal {
+            Some(principal) if principal.sees_alike() => Seer::Principal(principal.clone()),
+            _ => Seer::Credential(asked.credential),
+        }
     }
 
     /// The exchange with GitHub.
@@ -128,7 +134,10 @@ impl Exchange {
             credential: asked.credential,
             principal: asked.principal.as_ref(),
             precondition: &asked.precondition,
-            may_be_empty_list: asked.route.array && !key.pretty && asks_for_json(&asked.headers),
+            may_be_empty_list: asked.route.array
+                && !key.pretty
+                && asks_for_json(&asked.headers)
+                && (asked.is_probe || !listing::is_later_page(asked.target_form())),
             expected_etag: self.settings.expected_etag,
         };
         let question = policy::ask(entry, &asker);
@@ -152,7 +161,18 @@ impl Exchange {
         let own_copy = asked.precondition.is_met_by(tag.as_deref(), None);
         let main = self.send(asked, trace, request);
         let (main, confirmed) = match &needs {
-            Confirmation::Ask(claims) if !own_copy => tokio::join!(main, self.confirm(asked, trace, claims)),
+            Confirmation::Ask(claims) if !own_copy => {
+                let mut main = std::pin::pin!(main);
+                let mut confirm = std::pin::pin!(self.confirm(asked, trace, claims));
+                tokio::select! {
+                    // Only a 304 is in need of confirmation.
+                    main = &mut main => match &main {
+                        Ok(response) if response.status() == StatusCode::NOT_MODIFIED => (main, confirm.await),
+                        _ => (main, false),
+                    },
+                    confirmed = &mut confirm => (main.await, confirmed),
+                }
+            }
             _ => (main.await, true),
         };
         let response = match main {
@@ -172,6 +192,9 @@ impl Exchange {
         }
         match chosen {
             Some(chosen) => {
+                if Credentials::teaches(&asked.method, asked.path()) {
+                    self.learn(asked, chosen.loaded.headers(chosen.i), &chosen.body);
+                }
                 self.note_confirmed(asked, id, &chosen, &parts.headers, tag);
                 match self.stored_answer(asked, &chosen, &parts.headers, Outcome::Revalidated, Marks::REVALIDATED).await
                 {
@@ -204,19 +227,20 @@ impl Exchange {
                 let (coding, plain_len, recipe) =
                     (representation.coding, representation.plain_len, representation.recipe?);
                 let (body, headers, pretty) = (c.body.clone(), asked.headers.clone(), key.pretty);
-                off_thread(body.len(), move || {
-                    let unzipped = match coding {
-                        Coding::Gzip => Some(gunzip(&body, plain_len)?),
-                        Coding::Identity => None,
-                    };
-                    let plain = unzipped.as_deref().unwrap_or(&body);
-                    Some(if pretty {
-                        recipe.expected(&headers, &compact(plain))
-                    } else {
-                        recipe.expected(&headers, plain)
+                self.keeper
+                    .off_thread(plain_len, move || {
+                        let unzipped = match coding {
+                            Coding::Gzip => Some(gunzip(&body, plain_len)?),
+                            Coding::Identity => None,
+                        };
+                        let plain = unzipped.as_deref().unwrap_or(&body);
+                        Some(if pretty {
+                            recipe.expected(&headers, &compact(plain))
+                        } else {
+                            recipe.expected(&headers, plain)
+                        })
                     })
-                })
-                .await??
+                    .await??
             }
             (Ask::Since(i), Some(c)) => {
                 let date = c.loaded.entry.representations[*i].validator(asked.credential)?.last_modified.clone()?;

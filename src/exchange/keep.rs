@@ -4,6 +4,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::{HeaderMap, header};
+use tokio::runtime::Handle;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::Exchange;
 use super::asked::Asked;
@@ -30,15 +32,22 @@ pub(super) struct Keeping {
     pub seen: Option<Arc<Loaded>>,
 }
 
-/// How much a body may grow when its gzip is undone.
-const MAX_EXPANSION: u64 = 20;
-
-/// Stores responses.
+/// Stores responses, and does the heavy work with them elsewhere.
 pub(super) struct Keeper {
-    pub store: Arc<Store>,
-    pub metrics: Arc<Metrics>,
-    pub max_object_bytes: u64,
+    store: Arc<Store>,
+    metrics: Arc<Metrics>,
+    max_object_bytes: u64,
+    /// The runtime whose threads do what takes long, and how much of it at once.
+    house: Handle,
+    heavy: Semaphore,
+    /// Bytes that large responses may hold while they pass through, in KiB.
+    passing: Arc<Semaphore>,
 }
+
+/// Bytes that are hashed and unzipped within a fraction of a millisecond.
+const FEW: usize = 64 << 10;
+/// All large responses that are kept while they pass, together.
+const MAX_PASSING_KIB: usize = 128 << 10;
 
 impl Exchange {
     pub(super) fn keeping(
@@ -63,9 +72,40 @@ impl Exchange {
 }
 
 impl Keeper {
+    /// Must be called within the runtime that is to do the heavy work.
+    pub fn new(store: Arc<Store>, metrics: Arc<Metrics>, max_object_bytes: u64) -> Keeper {
+        let (house, heavy) = (Handle::current(), Semaphore::new(2));
+        let passing = Arc::new(Semaphore::new(MAX_PASSING_KIB));
+        Keeper { store, metrics, max_object_bytes, house, heavy, passing }
+    }
+
+    /// Does work whose cost grows with `size` bytes: at once if they are few, else elsewhere, two at a time.
+    /// None if it panicked.
+    pub async fn off_thread<T: Send + 'static>(
+        &self,
+        size: u64,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Option<T> {
+        if size <= FEW as u64 {
+            return Some(work());
+        }
+        let _permit = self.heavy.acquire().await.ok()?;
+        self.house.spawn_blocking(work).await.ok()
+    }
+
+    /// Room for a large response that is kept while it passes; none if too many are.
+    pub fn room(&self, bytes: u64) -> Option<OwnedSemaphorePermit> {
+        let kib = u32::try_from(bytes.div_ceil(1024)).ok()?;
+        self.passing.clone().try_acquire_many_owned(kib).ok()
+    }
+
     /// Stores a large 200 that has gone by, when there is time.
     pub(super) fn keep_later(self: Arc<Self>, keeping: Keeping, body: Bytes) {
-        tokio::task::spawn_blocking(move || self.keep(keeping, body));
+        let house = self.house.clone();
+        house.spawn(async move {
+            let keeper = self.clone();
+            self.off_thread(u64::MAX, move || keeper.keep(keeping, body)).await;
+        });
     }
 
     /// Stores a whole 200. Gives the number of its elements; none also if its coding is broken, and it was
@@ -78,13 +118,10 @@ impl Keeper {
         };
         let plain = match coding {
             Coding::Identity => None,
-            Coding::Gzip => {
-                let max = self.max_object_bytes.saturating_mul(MAX_EXPANSION);
-                match gunzip(&body, max) {
-                    Some(plain) => Some(plain),
-                    None => return Kept::default(),
-                }
-            }
+            Coding::Gzip => match gunzip(&body, self.max_object_bytes) {
+                Some(plain) => Some(plain),
+                None => return Kept::default(),
+            },
         };
         let plain = plain.as_deref().unwrap_or(&body);
         let json =

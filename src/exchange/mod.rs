@@ -70,13 +70,15 @@ pub struct Exchange {
     /// Pages that were just shown to be there, or not to be.
     confirmed: Cache<pages::Fact, ()>,
     /// 404s that are remembered, and when they were given.
-    missing: Cache<(KeyId, cached::Seer), (u64, Shared)>,
+    missing: Cache<(KeyId, cached::Seer, bool), (u64, Shared)>,
     last_upstream_ok: AtomicU64,
     keeper: Arc<keep::Keeper>,
 }
 
 /// One confirmation serves all pages of a listing for this long.
 const CONFIRMED_FOR: Duration = Duration::from_secs(5);
+/// A 404 is remembered for a year at most.
+const LONGEST: Duration = Duration::from_secs(365 * 86_400);
 /// Bodies up to this size are read whole before they are sent on; larger ones pass through.
 const SMALL: usize = 1 << 20;
 
@@ -90,14 +92,10 @@ impl Exchange {
         secret: &[u8],
     ) -> Exchange {
         let via = HeaderValue::from_str(&format!("1.1 {}", settings.pseudonym)).expect("a token");
-        let keeper = keep::Keeper {
-            store: store.clone(),
-            metrics: metrics.clone(),
-            max_object_bytes: settings.max_object_bytes,
-        };
-        let keeper = Arc::new(keeper);
-        let missing =
-            Cache::builder().max_capacity(100_000).time_to_live(settings.not_found_ttl.max(Duration::from_millis(1)));
+        let keeper = Arc::new(keep::Keeper::new(store.clone(), metrics.clone(), settings.max_object_bytes));
+        let missing = Cache::builder()
+            .max_capacity(100_000)
+            .time_to_live(settings.not_found_ttl.clamp(Duration::from_millis(1), LONGEST));
         Exchange {
             via,
             origin,
@@ -182,12 +180,10 @@ impl Exchange {
                 }
             });
         }
-        let writes = !matches!(asked.method, Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE);
-        let sent = self.send(asked, trace, request).await;
-        if writes {
-            self.writes.note(asked.path(), now_ms());
-        }
-        let response = match sent {
+        request.headers_mut().extend(asked.preconditions.iter().cloned());
+        // Noted also when the client goes away: GitHub may have acted by then.
+        let _noted = Noted::of(self, asked);
+        let response = match self.send(asked, trace, request).await {
             Ok(response) => response,
             Err(error) => return Answer::failed(error.into()),
         };
@@ -243,6 +239,27 @@ impl Exchange {
     }
 }
 
+/// Notes a write when it is dropped; what only reads is not one.
+struct Noted<'a> {
+    exchange: &'a Exchange,
+    path: Option<&'a str>,
+}
+
+impl<'a> Noted<'a> {
+    fn of(exchange: &'a Exchange, asked: &'a Asked) -> Noted<'a> {
+        let reads = matches!(asked.method, Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE);
+        Noted { exchange, path: (!reads).then(|| asked.path()) }
+    }
+}
+
+impl Drop for Noted<'_> {
+    fn drop(&mut self) {
+        if let Some(path) = self.path {
+            self.exchange.writes.note(path, now_ms());
+        }
+    }
+}
+
 /// An error within a response's content.
 fn broken_off(error: body::Error) -> Error {
     match error.downcast::<origin::Error>() {
@@ -253,15 +270,6 @@ fn broken_off(error: body::Error) -> Error {
         },
     }
 }
-
-/// Does work whose cost grows with `size` bytes: at once if they are few, else off the runtime's threads.
-/// None if it panicked.
-async fn off_thread<T: Send + 'static>(size: usize, work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
-    if size <= FEW { Some(work()) } else { tokio::task::spawn_blocking(work).await.ok() }
-}
-
-/// Bytes that are hashed and unzipped within a fraction of a millisecond.
-const FEW: usize = 64 << 10;
 
 /// Milliseconds since 1970.
 pub fn now_ms() -> u64 {

@@ -3,11 +3,11 @@
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 
+use super::Exchange;
 use super::answer::{Answer, Marks};
 use super::asked::Asked;
 use super::cached::Chosen;
 use super::keep::validator;
-use super::{Exchange, off_thread};
 use crate::body::{Body, gunzip};
 use crate::cache::key::KeyId;
 use crate::cache::policy;
@@ -90,7 +90,7 @@ impl Exchange {
             Coding::Gzip if !asked.accepts_gzip => {
                 headers.remove(header::CONTENT_ENCODING);
                 let (body, plain_len) = (chosen.body.clone(), representation.plain_len);
-                off_thread(body.len(), move || gunzip(&body, plain_len)).await??.into()
+                self.keeper.off_thread(plain_len, move || gunzip(&body, plain_len)).await??.into()
             }
             _ => chosen.body.clone(),
         };

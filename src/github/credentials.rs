@@ -35,19 +35,28 @@ impl std::fmt::Debug for CredentialId {
     }
 }
 
-/// Whom a credential acts for. Credentials of one principal see the same bodies.
+/// Whom a credential acts for, and what it was granted.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub struct Principal(Arc<str>);
+pub struct Principal {
+    name: Arc<str>,
+    /// A digest of what GitHub said it granted; none: not known. Two tokens of one login need not see alike.
+    grant: Option<[u8; 16]>,
+}
 
 impl Principal {
     /// `installation:123` or `user:octocat`.
     pub fn as_str(&self) -> &str {
-        &self.0
+        &self.name
     }
 
     /// A principal by its name: `installation:ID` or `user:LOGIN`.
     pub fn named(name: &str) -> Principal {
-        Principal(name.into())
+        Principal { name: name.into(), grant: None }
+    }
+
+    /// Whether all its credentials are shown the same: tokens of one installation, with the same grant.
+    pub fn sees_alike(&self) -> bool {
+        self.grant.is_some()
     }
 }
 
@@ -96,7 +105,7 @@ impl Credentials {
     pub fn name(&self, id: CredentialId) -> Arc<str> {
         match self.principal(id) {
             _ if id.is_anonymous() => "anonymous".into(),
-            Some(principal) => principal.0,
+            Some(principal) => principal.name,
             None => format!("credential:{}", hex(&id.0[..4])).into(),
         }
     }
@@ -113,9 +122,17 @@ impl Credentials {
     /// Learns from an answer that GitHub gave: `POST /app/installations/ID/access_tokens` names the tokens
     /// of an installation, `GET /user` the login of a personal token.
     pub fn learn(&self, method: &Method, path: &str, asked_with: CredentialId, body: &[u8]) {
+        /// A repository that a token was restricted to.
+        #[derive(Deserialize)]
+        struct Repository {
+            id: u64,
+        }
         #[derive(Deserialize)]
         struct Minted {
             token: String,
+            permissions: Option<std::collections::BTreeMap<String, String>>,
+            repository_selection: Option<String>,
+            repositories: Option<Vec<Repository>>,
         }
         #[derive(Deserialize)]
         struct User {
@@ -123,7 +140,12 @@ impl Credentials {
         }
         if let (&Method::POST, Some(id)) = (method, installation(path)) {
             let Ok(minted) = serde_json::from_slice::<Minted>(body) else { return };
-            let principal = Principal(format!("installation:{id}").into());
+            let repositories: Option<std::collections::BTreeSet<u64>> =
+                minted.repositories.map(|all| all.iter().map(|r| r.id).collect());
+            let granted = format!("{:?} {:?} {repositories:?}", minted.permissions, minted.repository_selection);
+            let mut grant = [0; 16];
+            grant.copy_from_slice(&hmac::sign(&self.key, granted.as_bytes()).as_ref()[..16]);
+            let principal = Principal { name: format!("installation:{id}").into(), grant: Some(grant) };
             // Clients put a token behind either word; each is a credential of its own to GitHub's tags.
             for scheme in ["token", "Bearer", "bearer"] {
                 let mut headers = HeaderMap::new();
@@ -137,7 +159,7 @@ impl Credentials {
             && let Ok(user) = serde_json::from_slice::<User>(body)
             && user.login.len() <= 100
         {
-            self.principals.insert(asked_with, Principal(format!("user:{}", user.login).into()));
+            self.principals.insert(asked_with, Principal::named(&format!("user:{}", user.login)));
         }
     }
 }
@@ -169,6 +191,26 @@ mod tests {
         credentials.learn(&Method::GET, "/user", id, br#"{"login":"octocat"}"#);
         assert_eq!(&*credentials.name(id), "user:octocat");
         assert_eq!(&*credentials.name(credentials.identify(&HeaderMap::new())), "anonymous");
+    }
+
+    #[test]
+    fn tokens_see_alike_only_with_the_same_grant() {
+        let credentials = Credentials::new(b"secret");
+        let mint = |token: &str, more: &str| {
+            let body = format!(r#"{{"token":"{token}"{more}}}"#);
+            credentials.learn(
+                &Method::POST,
+                "/app/installations/42/access_tokens",
+                CredentialId::ANONYMOUS,
+                body.as_bytes(),
+            );
+            credentials.principal(credentials.identify(&with(&format!("token {token}")))).unwrap()
+        };
+        let all = mint("a", "");
+        assert!(all.sees_alike() && all == mint("b", ""));
+        assert_ne!(all, mint("c", r#","permissions":{"contents":"read"}"#));
+        assert_ne!(mint("d", r#","repositories":[{"id":1}]"#), mint("e", r#","repositories":[{"id":2}]"#));
+        assert!(!Principal::named("user:o").sees_alike());
     }
 
     #[test]

@@ -62,9 +62,10 @@ pub fn is_rate_limited(status: StatusCode, headers: &HeaderMap, message: &[u8]) 
     match status {
         StatusCode::TOO_MANY_REQUESTS => true,
         StatusCode::FORBIDDEN => {
-            headers.contains_key(header::RETRY_AFTER)
-                || Quota::read(headers).remaining == Some(0)
-                || ["rate limit", "abuse detection"].iter().any(|words| contains_ignore_case(message, words))
+            let says = ["rate limit", "abuse detection"].iter().any(|words| contains_ignore_case(message, words));
+            // The last request of an hour can be refused for another reason: where there is a message, it decides.
+            let spent = message.is_empty() && Quota::read(headers).remaining == Some(0);
+            headers.contains_key(header::RETRY_AFTER) || spent || says
         }
         _ => false,
     }
@@ -91,6 +92,7 @@ mod tests {
             (403, vec![("retry-after", "60")], b"", true),
             (403, vec![], &secondary[..], true),
             (403, vec![("x-ratelimit-remaining", "7")], br#"{"message":"Resource not accessible"}"#, false),
+            (403, vec![("x-ratelimit-remaining", "0")], br#"{"message":"Resource not accessible"}"#, false),
             (404, vec![("x-ratelimit-remaining", "0")], b"", false),
             (200, vec![("x-ratelimit-remaining", "0")], b"", false),
         ] {

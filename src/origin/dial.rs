@@ -105,6 +105,8 @@ pub struct Dialer {
     /// `--tunnel-deny`
     pub deny: Vec<IpNet>,
     pub proxy: Option<UpstreamProxy>,
+    /// Our own listeners, where nothing that a client chooses may lead.
+    pub own: Vec<SocketAddr>,
     pub tls: TlsConnector,
     /// The runtime that looks names up.
     pub resolver: tokio::runtime::Handle,
@@ -153,6 +155,9 @@ impl Dialer {
         for address in self.addresses(target).await? {
             match tokio::time::timeout(self.timeout, TcpStream::connect(address)).await {
                 Ok(Ok(stream)) => {
+                    if target.guarded && leads_back(&stream, &self.own) {
+                        return Err(Error::Loop(target.authority()));
+                    }
                     let _ = stream.set_nodelay(true);
                     return Ok(stream);
                 }
@@ -186,6 +191,12 @@ impl Dialer {
         let plain = ip.to_canonical();
         self.deny.iter().any(|net| net.contains(&ip) || net.contains(&plain))
     }
+}
+
+/// Whether a connection leads to one of our own listeners.
+fn leads_back(stream: &TcpStream, own: &[SocketAddr]) -> bool {
+    let (Ok(peer), Ok(local)) = (stream.peer_addr(), stream.local_addr()) else { return false };
+    own.iter().any(|o| o.port() == peer.port() && (o.ip() == peer.ip() || peer.ip() == local.ip()))
 }
 
 /// Asks a proxy for a tunnel.

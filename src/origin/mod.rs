@@ -17,7 +17,7 @@ use bytes::Bytes;
 use http::{Method, Request, Response};
 use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
 use hyper::client::conn::http1;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Semaphore;
 use tokio::time::{Instant, Sleep};
 
 use crate::body::{self, RequestBody};
@@ -33,6 +33,8 @@ pub enum Error {
     Resolve(String),
     #[error("{0} resolves to an address that --tunnel-deny forbids")]
     Denied(String),
+    #[error("{0} is the tap itself")]
+    Loop(String),
     #[error("cannot connect to {0}: {1}")]
     Connect(String, std::io::Error),
     #[error("connecting to {0} took too long")]
@@ -57,6 +59,25 @@ pub enum Error {
     ClientGone,
 }
 
+impl Error {
+    /// Whether the origin, or the way to it, is out of order: not a refusal of ours, and not a certificate that
+    /// is not to be trusted.
+    pub fn is_outage(&self) -> bool {
+        use Error::{Closed, Connect, ConnectTimeout, Protocol, Resolve, Timeout, Tls, UpstreamProxy};
+        matches!(
+            self,
+            Resolve(_)
+                | Connect(..)
+                | ConnectTimeout(_)
+                | Tls(..)
+                | UpstreamProxy(_)
+                | Timeout(_)
+                | Closed(_)
+                | Protocol(_)
+        )
+    }
+}
+
 /// How the client behaves.
 #[derive(Clone, Debug)]
 pub struct Limits {
@@ -76,13 +97,13 @@ pub struct Origin {
     /// One for each worker: a connection stays on the thread whose reactor knows it.
     pools: Vec<Pools>,
     limits: Limits,
-    permits: Arc<Semaphore>,
+    permits: Semaphore,
 }
 
 impl Origin {
     pub fn new(dialer: Arc<Dialer>, limits: Limits, workers: usize) -> Origin {
         let pools = (0..workers.max(1)).map(|_| Pools::new(limits.idle_connections)).collect();
-        Origin { dialer, pools, permits: Arc::new(Semaphore::new(limits.concurrent)), limits }
+        Origin { dialer, pools, permits: Semaphore::new(limits.concurrent), limits }
     }
 
     pub fn dialer(&self) -> &Arc<Dialer> {
@@ -94,14 +115,15 @@ impl Origin {
     /// A request that met a connection which the origin had closed goes out again on a new one: if nothing
     /// of it was sent, or if it is safe and has no content.
     pub async fn send(&self, target: &Target, request: Request<RequestBody>) -> Result<Response<UpstreamBody>, Error> {
-        let permit = tokio::time::timeout(self.limits.response, self.permits.clone().acquire_owned());
-        let permit = permit.await.map_err(|_| Error::Busy)?.map_err(|_| Error::Busy)?;
+        let permit = tokio::time::timeout(self.limits.response, self.permits.acquire());
+        // Held until the head is there: a client that reads slowly must not keep others from asking.
+        let _permit = permit.await.map_err(|_| Error::Busy)?.map_err(|_| Error::Busy)?;
         let pool = self.pools[workers::index() % self.pools.len()].of(target);
         let mut request = request;
         if let Some(link) = pool.take().await {
             let spare = spare(&request);
             match self.exchange(link, request).await {
-                Ok(response) => return Ok(self.wrap(response, permit)),
+                Ok(response) => return Ok(self.wrap(response)),
                 Err((_, Some(unsent))) => request = unsent,
                 Err((Error::Closed(error), None)) => match spare {
                     Some(spare) => request = spare,
@@ -113,7 +135,7 @@ impl Origin {
         let stream = self.dialer.connect(target).await?;
         let link = Link::open(stream, pool).await.map_err(Error::Closed)?;
         match self.exchange(link, request).await {
-            Ok(response) => Ok(self.wrap(response, permit)),
+            Ok(response) => Ok(self.wrap(response)),
             Err((error, _)) => Err(error),
         }
     }
@@ -161,23 +183,13 @@ impl Origin {
         }
     }
 
-    fn wrap(
-        &self,
-        (response, link): (Response<Incoming>, Link),
-        permit: OwnedSemaphorePermit,
-    ) -> Response<UpstreamBody> {
+    fn wrap(&self, (response, link): (Response<Incoming>, Link)) -> Response<UpstreamBody> {
         let fields = response.headers();
         let framed =
             fields.contains_key(http::header::CONTENT_LENGTH) || fields.contains_key(http::header::TRANSFER_ENCODING);
         response.map(|incoming| {
-            let mut body = UpstreamBody {
-                framed,
-                incoming,
-                link: Some(Box::new(link)),
-                _permit: Some(permit),
-                idle: self.limits.idle,
-                timer: None,
-            };
+            let mut body =
+                UpstreamBody { framed, incoming, link: Some(Box::new(link)), idle: self.limits.idle, timer: None };
             if body.incoming.is_end_stream() {
                 body.settle();
             }
@@ -222,7 +234,6 @@ pub struct UpstreamBody {
     framed: bool,
     incoming: Incoming,
     link: Option<Box<Link>>,
-    _permit: Option<OwnedSemaphorePermit>,
     idle: Duration,
     timer: Option<Pin<Box<Sleep>>>,
 }
@@ -238,7 +249,6 @@ impl UpstreamBody {
         if let Some(link) = self.link.take() {
             link.release();
         }
-        self._permit = None;
     }
 }
 

@@ -101,6 +101,9 @@ impl Link {
         }
         if let Some(home) = self.home.take() {
             let mut idle = home.idle.lock();
+            if idle.first().is_some_and(|(since, _)| since.elapsed() > IDLE) {
+                idle.retain(|(since, _)| since.elapsed() <= IDLE);
+            }
             if idle.len() < home.max_idle {
                 idle.push((Instant::now(), self));
             }

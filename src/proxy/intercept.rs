@@ -3,6 +3,8 @@
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderValue, Request, Response, Version, header};
@@ -13,6 +15,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::net::TcpStream;
 use tokio_rustls::StartHandshake;
 
+use super::patient::Patient;
 use super::{MAX_HEAD, Proxy, check_host_field, reason};
 use crate::body::Body;
 use crate::clients::Caller;
@@ -30,6 +33,46 @@ struct Intercepted {
     foreign_name: Option<String>,
     /// Whether `Host` may name any port: the client did not say to which it connected.
     any_port: bool,
+    activity: Activity,
+}
+
+/// Whether anything is asked on a connection: HTTP/2 pings keep one open on which nothing is.
+#[derive(Default)]
+struct Activity {
+    under_way: AtomicUsize,
+    served: AtomicUsize,
+}
+
+impl Activity {
+    /// Ends when nothing was asked for as long as `idle`.
+    async fn ceased(&self, idle: Duration) {
+        let mut before = self.served.load(Ordering::Relaxed);
+        loop {
+            tokio::time::sleep(idle).await;
+            let served = self.served.load(Ordering::Relaxed);
+            if served == before && self.under_way.load(Ordering::Relaxed) == 0 {
+                return;
+            }
+            before = served;
+        }
+    }
+}
+
+/// A request under way.
+struct UnderWay<'a>(&'a Activity);
+
+impl<'a> UnderWay<'a> {
+    fn begin(activity: &'a Activity) -> UnderWay<'a> {
+        activity.under_way.fetch_add(1, Ordering::Relaxed);
+        UnderWay(activity)
+    }
+}
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        self.0.under_way.fetch_sub(1, Ordering::Relaxed);
+        self.0.served.fetch_add(1, Ordering::Relaxed);
+    }
 }
 
 impl Proxy {
@@ -82,10 +125,17 @@ impl Proxy {
         let is_h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
         let patience = self.patience.clone();
         let proxy = self.clone();
-        let connection = Arc::new(Intercepted { proxy: self, target, caller, foreign_name, any_port });
-        let io = TokioIo::new(stream);
+        let connection = Arc::new(Intercepted {
+            proxy: self,
+            target,
+            caller,
+            foreign_name,
+            any_port,
+            activity: Activity::default(),
+        });
+        let io = TokioIo::new(Patient::new(stream, patience.head));
         let served = if is_h2 {
-            serve_h2(io, connection, drain).await
+            serve_h2(io, connection, patience.idle, drain).await
         } else {
             serve_h1(io, connection, patience.idle, drain).await
         };
@@ -112,14 +162,9 @@ impl Proxy {
     }
 }
 
-type Io = TokioIo<tokio_rustls::server::TlsStream<TcpStream>>;
+type Io = TokioIo<Patient<tokio_rustls::server::TlsStream<TcpStream>>>;
 
-async fn serve_h1(
-    io: Io,
-    connection: Arc<Intercepted>,
-    idle: std::time::Duration,
-    mut drain: Drain,
-) -> hyper::Result<()> {
+async fn serve_h1(io: Io, connection: Arc<Intercepted>, idle: Duration, mut drain: Drain) -> hyper::Result<()> {
     let service = service_fn(move |request| {
         let connection = connection.clone();
         async move { Ok::<_, Infallible>(connection.answer(request).await) }
@@ -142,17 +187,24 @@ async fn serve_h1(
 /// Streams at once on one HTTP/2 connection. GitHub's secondary limit is 100 requests at once.
 const MAX_STREAMS: u32 = 128;
 
-async fn serve_h2(io: Io, connection: Arc<Intercepted>, mut drain: Drain) -> hyper::Result<()> {
+/// How long an HTTP/2 connection that is asked to end may take over its goodbye.
+const GOODBYE: Duration = Duration::from_secs(5);
+
+async fn serve_h2(io: Io, connection: Arc<Intercepted>, idle: Duration, mut drain: Drain) -> hyper::Result<()> {
+    let watched = connection.clone();
     let service = service_fn(move |request| {
         let connection = connection.clone();
-        async move { Ok::<_, Infallible>(connection.answer(request).await) }
+        async move {
+            let _under_way = UnderWay::begin(&connection.activity);
+            Ok::<_, Infallible>(connection.answer(request).await)
+        }
     });
     let served = http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
         .max_concurrent_streams(MAX_STREAMS)
         .max_header_list_size(64 << 10)
-        .keep_alive_interval(std::time::Duration::from_secs(30))
-        .keep_alive_timeout(std::time::Duration::from_secs(20))
+        .keep_alive_interval(Duration::from_secs(30))
+        .keep_alive_timeout(Duration::from_secs(20))
         .serve_connection(io, service);
     let mut served = std::pin::pin!(served);
     tokio::select! {
@@ -160,6 +212,10 @@ async fn serve_h2(io: Io, connection: Arc<Intercepted>, mut drain: Drain) -> hyp
         () = drain.begun() => {
             served.as_mut().graceful_shutdown();
             served.await
+        }
+        () = watched.activity.ceased(idle) => {
+            served.as_mut().graceful_shutdown();
+            tokio::time::timeout(GOODBYE, served).await.unwrap_or(Ok(()))
         }
     }
 }

@@ -2,6 +2,7 @@
 
 mod forward;
 mod intercept;
+mod patient;
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -28,11 +29,12 @@ use crate::metrics::Metrics;
 use crate::origin::dial::{Dialer, Target};
 use crate::tls::authority::Authority;
 use crate::tunnel::{self, Passed};
+use patient::Patient;
 
 /// How long clients may take.
 #[derive(Clone, Debug)]
 pub struct Patience {
-    /// For a request head, on a connection to the proxy itself.
+    /// For a request head, on a connection to the proxy itself; and for an answer that is not read.
     pub head: Duration,
     /// For the ClientHello and the TLS handshake, each.
     pub handshake: Duration,
@@ -52,8 +54,6 @@ pub struct Proxy {
     pub hosts: Vec<Arc<str>>,
     pub tunnel_ports: Vec<u16>,
     pub patience: Patience,
-    /// Our own addresses, so that no tunnel leads back.
-    pub listeners: Vec<SocketAddr>,
     /// Who calls, where the connection does not say.
     pub default_caller: Option<Caller>,
 }
@@ -85,7 +85,7 @@ impl Proxy {
             .timer(TokioTimer::new())
             .header_read_timeout(self.patience.head)
             .max_buf_size(MAX_HEAD)
-            .serve_connection(TokioIo::new(stream), service)
+            .serve_connection(TokioIo::new(Patient::new(stream, self.patience.head)), service)
             .with_upgrades();
         let mut connection = std::pin::pin!(connection);
         let served = tokio::select! {
@@ -102,8 +102,8 @@ impl Proxy {
         }
         let Some((upgrade, next)) = next.lock().take() else { return };
         let Ok(upgraded) = upgrade.await else { return };
-        let Ok(parts) = upgraded.downcast::<TokioIo<TcpStream>>() else { return };
-        let (stream, begun) = (parts.io.into_inner(), parts.read_buf);
+        let Ok(parts) = upgraded.downcast::<TokioIo<Patient<TcpStream>>>() else { return };
+        let (stream, begun) = (parts.io.into_inner().into_inner(), parts.read_buf);
         match next {
             Next::Terminate { target, caller } => {
                 self.terminate(stream, begun, Some(target), caller, peer, drain).await
@@ -130,7 +130,10 @@ impl Proxy {
                 Response::new(Body::Empty)
             })
         } else if request.uri().scheme().is_some() {
-            self.absolute(request, self.caller(&peer, None)).await
+            {
+                let caller = self.caller(&peer, Some(request.headers()));
+                self.absolute(request, caller).await
+            }
         } else {
             Err(Error::BadRequest(
                 "this is a proxy: set HTTPS_PROXY to its address and ask for https://api.github.com, or run: eval \"$(ghtap env)\"".into(),
@@ -180,9 +183,6 @@ impl Proxy {
             let denied = matches!(error, crate::origin::Error::Denied(_));
             self.metrics.tunnels.with_label_values(&[if denied { "denied" } else { "failed" }]).inc();
         })?;
-        if tunnel::is_loop(&stream, &self.listeners) {
-            return Err(Error::Loop);
-        }
         Ok(stream)
     }
 
@@ -216,10 +216,11 @@ impl Proxy {
 
 /// Host (lower case, no brackets, no final dot) and port of an authority.
 fn authority(text: &str) -> Result<(String, u16), Error> {
-    let wrong = |why: &str| Error::BadRequest(format!("CONNECT {text:?} {why}; it takes HOST:PORT"));
     if text.contains('@') {
-        return Err(wrong("has a user name"));
+        // Not repeated: there may be a password in it.
+        return Err(Error::BadRequest("CONNECT with a user name; it takes HOST:PORT".into()));
     }
+    let wrong = |why: &str| Error::BadRequest(format!("CONNECT {text:?} {why}; it takes HOST:PORT"));
     let (host, port) = match text.rsplit_once(':') {
         Some((host, port)) if !port.ends_with(']') => (host, port),
         _ => return Err(wrong("has no port")),
@@ -251,6 +252,10 @@ fn reason(error: &hyper::Error) -> &'static str {
 fn check_host_field(request: &Request<Incoming>) -> Result<(), Error> {
     if request.version() < Version::HTTP_2 && request.headers().get_all(http::header::HOST).iter().count() > 1 {
         return Err(Error::BadRequest("the request has more than one Host".into()));
+    }
+    let codings = request.headers().get_all(http::header::TRANSFER_ENCODING).iter();
+    if codings.into_iter().any(|v| !v.as_bytes().eq_ignore_ascii_case(b"chunked")) {
+        return Err(Error::BadRequest("the request has a transfer coding other than chunked".into()));
     }
     Ok(())
 }

@@ -212,6 +212,12 @@ pub fn read(data_dir: &Path) -> Result<Ca, Error> {
     Ok(Ca { hosts, not_after, root_pem, intermediate_pem, key })
 }
 
+/// Makes a directory that only we may read, or makes it so.
+pub fn make_private(path: &Path) -> std::io::Result<()> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(path)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o700))
+}
+
 fn refuse_loose(path: &Path, wanted: u32) -> Result<(), Error> {
     let mode = fs::metadata(path).map_err(|e| Error::Io(path.to_owned(), e))?.permissions().mode() & 0o777;
     if mode & !wanted & 0o077 != 0 {

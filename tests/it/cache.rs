@@ -361,3 +361,93 @@ async fn remembered_404s_for_those_who_ask_for_them() {
     client.get(&at, &tokens[0], &[JSON]).await;
     assert_eq!(github.arrived().len(), 1);
 }
+
+#[tokio::test]
+async fn past_the_cache_the_clients_precondition_goes_on() {
+    let (github, _tap, mut client) = repository(&[]).await;
+    let tag = client.get("/repos/o/r", "a", &[JSON]).await.field("etag").unwrap().to_owned();
+    for more in [("Cache-Control", "no-store"), ("X-Requested-With", "x"), ("Range", "bytes=0-1")] {
+        let reply = client.get("/repos/o/r", "a", &[JSON, ("If-None-Match", &tag), more]).await;
+        assert_eq!(reply.status, 304, "{more:?}");
+    }
+    client.request("PUT", "/repos/o/r/subscription", "a", &[("If-None-Match", "\"x\"")], b"{}").await;
+    assert_eq!(github.arrived().last().unwrap().headers["if-none-match"], "\"x\"");
+}
+
+#[tokio::test]
+async fn a_remembered_404_is_what_this_request_would_get() {
+    let (github, _tap, mut client) = repository(&["--not-found-ttl=10m"]).await;
+    let target = format!("/repos/o/r/contents/missing?ref={}", "b".repeat(40));
+    // A HEAD teaches a GET nothing, and one coding not another.
+    assert_eq!(client.request("HEAD", &target, "a", &[JSON], b"").await.status, 404);
+    let gzip = client.get(&target, "a", &[JSON, ("Accept-Encoding", "gzip")]).await;
+    assert_eq!(gzip.json()["message"], "Not Found");
+    let plain = client.get(&target, "a", &[JSON]).await;
+    assert_eq!((plain.json()["message"].as_str(), plain.field("content-encoding")), (Some("Not Found"), None));
+    // Two tokens of one login need not see alike.
+    let target = format!("/repos/o/r/contents/seen?ref={}", "c".repeat(40));
+    let by_credential = HashMap::from([("token low".to_owned(), Vec::new())]);
+    github.put(&target, Resource { body: b"{}".to_vec(), by_credential, ..Resource::default() });
+    github.set("/user", json!({ "login": "octocat" }));
+    for token in ["low", "high"] {
+        assert_eq!(client.get("/user", token, &[JSON]).await.status, 200);
+    }
+    assert_eq!(client.get(&target, "low", &[JSON]).await.status, 404);
+    assert_eq!(client.get(&target, "high", &[JSON]).await.status, 200);
+}
+
+#[tokio::test]
+async fn a_leaders_failure_is_its_own() {
+    let (github, tap, _) = repository(&[]).await;
+    // The first connection is cut after a while; later ones are answered.
+    github.misbehave("/repos/o/r", Misbehaviour::LateThenClose(Duration::from_millis(600)));
+    let ask = || async { Client::connect(&tap).await.get("/repos/o/r", "a", &[]).await.status };
+    let leader = ask();
+    let followers = async {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        github.behave();
+        tokio::join!(ask(), ask())
+    };
+    let (first, (second, third)) = tokio::join!(leader, followers);
+    assert_eq!((first, second, third), (502, 200, 200));
+}
+
+#[tokio::test]
+async fn a_page_past_the_end_is_not_guessed() {
+    let (github, _tap, mut client) = repository(&[]).await;
+    github.list("/repos/o/r/issues", 3);
+    let reply = client.get("/repos/o/r/issues?page=9", "a", &[JSON]).await;
+    assert_eq!(reply.body, b"[]");
+    assert!(reply.field("link").unwrap().contains("rel=\"first\""), "GitHub's own answer, with its Link");
+}
+
+#[tokio::test]
+async fn a_write_counts_even_if_its_client_goes_away() {
+    let (github, tap, mut client) = repository(&["--freshness=10m"]).await;
+    client.get("/repos/o/r", "a", &[JSON]).await;
+    github.misbehave("/repos/o/r/issues", Misbehaviour::Late(Duration::from_millis(500)));
+    let mut writer = Client::connect(&tap).await;
+    writer.send("POST /repos/o/r/issues HTTP/1.1\r\nHost: api.github.com\r\nContent-Length: 2\r\n\r\n{}").await;
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    drop(writer);
+    tokio::time::sleep(Duration::from_millis(600)).await;
+    github.arrived();
+    client.get("/repos/o/r", "a", &[JSON]).await;
+    assert_eq!(github.arrived().len(), 1, "asked, not served fresh");
+}
+
+#[tokio::test]
+async fn names_are_learned_from_a_304_too() {
+    let (github, tap, mut client) = repository(&[]).await;
+    github.set("/user", json!({ "login": "octocat" }));
+    for token in ["one", "two"] {
+        client.get("/user", token, &[JSON]).await;
+        client.get("/repos/o/r", token, &[JSON]).await;
+    }
+    let report = tap.cli(&["report", "--by=credential", "--format=csv"]).await;
+    assert!(
+        String::from_utf8_lossy(&report.stdout).contains("user:octocat,2,"),
+        "{}",
+        String::from_utf8_lossy(&report.stdout)
+    );
+}

@@ -191,3 +191,16 @@ async fn an_untrusted_origin_is_refused() {
     assert_eq!((reply.status, reply.field("proxy-status")), (502, Some("ghtap; error=tls_certificate_error")));
     assert!(github.arrived().is_empty());
 }
+
+#[tokio::test]
+async fn nothing_stands_in_for_a_certificate_that_is_not_trusted() {
+    let github = GitHub::start().await;
+    github.set(R, json!({ "full_name": "o/r" }));
+    let mut tap = Tap::start(&github, &[]).await;
+    assert_eq!(Client::connect(&tap).await.get(R, "a", &[]).await.status, 200);
+    assert_eq!(tap.terminate().await, Some(0));
+    tap.forget_upstream_ca();
+    tap.launch().await;
+    let reply = Client::connect(&tap).await.get(R, "a", &[]).await;
+    assert_eq!((reply.status, reply.field("proxy-status")), (502, Some("ghtap; error=tls_certificate_error")));
+}

@@ -288,17 +288,67 @@ async fn http2_floods_end_their_connection_only() {
 }
 
 #[tokio::test]
-async fn a_loop_is_seen() {
+async fn nothing_leads_back_to_the_tap() {
     let (_github, tap) = start(&[]).await;
-    let mut client = Client::connect(&tap).await;
-    client.get("/repos/o/r", "a", &[]).await;
-    let mut plain = Client::plain(&tap).await;
-    let own = format!("http://{}/", tap.proxy);
-    plain.send(format!("GET {own} HTTP/1.1\r\nHost: x\r\n\r\n")).await;
-    let reply = plain.reply(false).await;
-    assert_eq!(reply.status, 400, "what comes back to the tap is origin-form, which it does not serve");
-    let port = tap.proxy.port();
-    let looped =
-        Tap::with(vec![format!("--tunnel-ports={port}"), format!("--resolve=loop.test:443:{}", tap.proxy)]).await;
-    drop(looped);
+    // Neither to the proxy, nor, for what clients choose, to the admin address.
+    for (address, path) in [(tap.proxy, "/"), (tap.admin, "/api/report?by=client"), (tap.admin, "/metrics")] {
+        let mut plain = Client::plain(&tap).await;
+        plain.send(format!("GET http://{address}{path} HTTP/1.1\r\nHost: x\r\n\r\n")).await;
+        let reply = plain.reply(false).await;
+        assert_eq!(
+            (reply.status, reply.field("proxy-status")),
+            (508, Some("ghtap; error=proxy_loop_detected")),
+            "{address}"
+        );
+    }
+    let port = tap.admin.port();
+    let other = Tap::with(vec![format!("--tunnel-ports={port}")]).await;
+    let (_, reply) = Client::open(&other, &format!("127.0.0.1:{port}"), None).await;
+    assert_eq!(reply.status, 200, "another tap's address is an address like any other");
+}
+
+#[tokio::test]
+async fn a_password_in_a_connect_is_not_repeated() {
+    let (_github, tap) = start(&[]).await;
+    let (_, reply) = Client::open(&tap, "user:s3cret@example.com:443", None).await;
+    assert_eq!(reply.status, 400);
+    assert!(!String::from_utf8_lossy(&reply.body).contains("s3cret"));
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert!(!tap.log().contains("s3cret"));
+}
+
+#[tokio::test]
+async fn clients_that_do_not_read_keep_nobody_from_asking() {
+    let github = GitHub::start().await;
+    github.set("/repos/o/r", json!({ "full_name": "o/r" }));
+    let large = crate::support::github::Resource { body: vec![b'x'; 30 << 20], ..Default::default() };
+    github.put("/repos/o/r/large", large);
+    let tap = Tap::start(&github, &["--upstream-concurrency=2", "--client-timeout=2s", "--upstream-timeout=2s"]).await;
+    let mut hogs = Vec::new();
+    for _ in 0..6 {
+        let mut hog = Client::connect(&tap).await;
+        hog.send("GET /repos/o/r/large HTTP/1.1\r\nHost: api.github.com\r\n\r\n").await;
+        hogs.push(hog);
+    }
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    still_works(&tap).await;
+    // And they are let go.
+    for _ in 0..100 {
+        if tap.metric("ghtap_connections_open").await == 0.0 {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    panic!("connections that do not read stay open");
+}
+
+#[tokio::test]
+async fn an_http2_connection_on_which_nothing_is_asked_ends() {
+    let (_github, tap) = start(&["--idle-timeout=1s"]).await;
+    let (stream, _) = Client::open(&tap, "api.github.com:443", None).await;
+    let name = rustls::pki_types::ServerName::try_from("api.github.com").unwrap();
+    let mut stream = connector(&tap.ca(), &[b"h2"]).connect(name, stream).await.unwrap();
+    let mut rest = Vec::new();
+    let ended = tokio::time::timeout(Duration::from_secs(15), stream.read_to_end(&mut rest)).await;
+    assert!(ended.is_ok(), "not even a preface, for ever");
 }

@@ -211,6 +211,42 @@ async fn a_memory_store_leaves_nothing_on_disk() {
 }
 
 #[tokio::test]
+async fn a_second_signal_ends_the_wait_and_loses_nothing() {
+    use crate::support::Misbehaviour;
+    let github = GitHub::start().await;
+    github.misbehave("/repos/o/slow", Misbehaviour::Late(Duration::from_secs(15)));
+    let mut tap = Tap::start(&github, &[]).await;
+    let mut client = Client::connect(&tap).await;
+    for _ in 0..5 {
+        client.get("/repos/o/missing", "a", &[]).await;
+    }
+    client.send("GET /repos/o/slow HTTP/1.1\r\nHost: api.github.com\r\n\r\n").await;
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    tap.signal(rustix::process::Signal::TERM);
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let code = tokio::time::timeout(Duration::from_secs(8), tap.terminate()).await.expect("at once");
+    assert_eq!(code, Some(0));
+    let report = tap.cli(&["report", "--by=host", "--format=json"]).await;
+    let report: serde_json::Value = serde_json::from_slice(&report.stdout).unwrap();
+    assert_eq!(
+        (report["total"]["calls"].as_u64(), report["total"]["charged"].as_u64()),
+        (Some(6), Some(6)),
+        "the one cut off, too"
+    );
+}
+
+#[tokio::test]
+async fn what_is_stored_is_ours_alone_to_read() {
+    use std::os::unix::fs::PermissionsExt;
+    let github = GitHub::start().await;
+    let tap = Tap::start(&github, &[]).await;
+    for name in ["ca", "cache-v1", "ledger-v1"] {
+        let mode = std::fs::metadata(tap.data_dir().join(name)).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode, 0o700, "{name}");
+    }
+}
+
+#[tokio::test]
 async fn credentials_are_nowhere() {
     let github = GitHub::start().await;
     github.set("/repos/o/r", json!({ "full_name": "o/r" }));

@@ -52,6 +52,8 @@ pub enum Misbehaviour {
     Raw(Vec<u8>),
     /// Answers well, after this long.
     Late(Duration),
+    /// Closes without an answer, after this long.
+    LateThenClose(Duration),
     /// Ends the content with the connection, without a length.
     Unframed,
     /// Sends chunks and a trailer.
@@ -204,7 +206,7 @@ impl GitHub {
         while let Some(request) = read_request(&mut stream, &mut buffer).await? {
             let path = request.target.split('?').next().unwrap().to_owned();
             let how = self.state.lock().unwrap().misbehaviour.get(&path).cloned();
-            if let Some(Misbehaviour::Late(by)) = &how {
+            if let Some(Misbehaviour::Late(by) | Misbehaviour::LateThenClose(by)) = &how {
                 tokio::time::sleep(*by).await;
             }
             let answer = self.answer(request, how.as_ref());
@@ -467,7 +469,7 @@ impl Reply {
         if let Some(Misbehaviour::NeverAnswer) = how {
             return Answer { bytes: Vec::new(), close: false };
         }
-        if let Some(Misbehaviour::Close) = how {
+        if let Some(Misbehaviour::Close | Misbehaviour::LateThenClose(_)) = how {
             return Answer { bytes: Vec::new(), close: true };
         }
         let content_type =

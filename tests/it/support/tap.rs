@@ -90,6 +90,11 @@ impl Tap {
         }
     }
 
+    /// At the next launch, the stand-in's root is not trusted.
+    pub fn forget_upstream_ca(&mut self) {
+        self.arguments.retain(|a| !a.starts_with("--upstream-ca="));
+    }
+
     /// Whether it intercepts the API, or tunnels to it.
     pub fn is_intercepting(&self) -> bool {
         !self.arguments.iter().any(|a| a.starts_with("--intercept="))
