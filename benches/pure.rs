@@ -1,5 +1,7 @@
 //! The pure parts that every request goes through.
 
+#![allow(clippy::unwrap_used, reason = "a benchmark may panic")]
+
 use criterion::{Criterion, criterion_group, criterion_main};
 use http::HeaderMap;
 use std::hint::black_box;

@@ -227,7 +227,7 @@ async fn git_through_the_tunnel() {
         std::fs::read_to_string(tap.bundle()).unwrap() + &std::fs::read_to_string(&github.ca).unwrap(),
     )
     .unwrap();
-    let mut git = |arguments: Vec<String>| {
+    let git = |arguments: Vec<String>| {
         let mut with = command("git");
         with.env("HTTPS_PROXY", format!("http://tests+git:x@{}", tap.proxy)).env("GIT_SSL_CAINFO", &bundle);
         with.env("GIT_TERMINAL_PROMPT", "0")

@@ -1,5 +1,7 @@
 //! A real `ghtap serve` between real clients and a stand-in for GitHub.
 
+#![allow(clippy::unwrap_used, clippy::cast_possible_truncation, reason = "in a test, a panic is the message")]
+
 mod support;
 
 mod cache;

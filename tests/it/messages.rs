@@ -98,6 +98,20 @@ async fn what_has_no_content_stays_without() {
 }
 
 #[tokio::test]
+async fn connections_to_github_are_kept() {
+    let (github, tap) = start().await;
+    for _ in 0..10 {
+        // A new connection of the client's each time: they take turns on the tap's threads, which have a pool each.
+        let mut client = Client::connect(&tap).await;
+        client.get("/repos/o/r", "a", &[]).await;
+        client.request("POST", "/repos/o/r/issues", "a", &[], b"{}").await;
+        client.get("/repos/o/missing", "a", &[]).await;
+    }
+    let threads = std::thread::available_parallelism().map_or(1, |n| n.get() as u64);
+    assert!(github.connections() <= threads, "{} connections", github.connections());
+}
+
+#[tokio::test]
 async fn redirects_are_passed_on_untouched() {
     let (github, tap) = start().await;
     let location = "https://codeload.github.com/o/r/legacy.tar.gz?token=x";
