@@ -13,15 +13,26 @@
 //! 4. [`exchange`]: not eligible for the cache, it is forwarded; eligible, looked up, asked with our validator, answered.
 //! 5. [`calls`] records it once: in the log, the metrics and the ledger.
 //!
-//! Arrows run one way: `cli → config, server → proxy → {tunnel, exchange}`, `exchange → {github, cache, origin, calls}`.
-//! Nobody below `server` sees `Config`.
+//! Arrows run one way: `cli → config, server → proxy → {tunnel, exchange}`, `exchange → {github, cache, origin, calls}`;
+//! inside `cache`, the pure rooms know neither tokio nor sled nor the clock. Nobody below `server` sees `Config`.
+//!
+//! # Where the house differs from the first map
+//!
+//! - [`workers`]: each thread that serves connections has a runtime of its own, and its own pool of connections to
+//!   GitHub, so that no request wakes another thread. [`server`] only accepts and hands out.
+//! - [`exchange`], [`origin`] and [`proxy`] are folders: one concern a file.
+//! - [`cache::listing`] and [`cache::precondition`] are pure rooms beside `policy`, which chooses the validator.
+//! - [`body`] and [`drain`] are small types that several rooms share.
+//! - `src/main.rs` needs no `anyhow`: a subcommand's failure is one line already.
 //!
 //! # What is deliberately not done
 //!
 //! - No HTTP/2 upstream. One request, one connection from a pool costs no wake-up of another thread, and GitHub
 //!   limits requests, not connections.
 //! - No lists in `If-None-Match`: whether GitHub reads more than one tag is not known.
-//! - No guess of `[]` where the answer would be pretty-printed: its bytes are not known.
+//! - No guess of `[]` where the answer would be pretty-printed (its bytes are not known), nor past the first page
+//!   (GitHub's empty page has a `Link` there).
+//! - No joining of a request that was made more than a second ago: its answer may be older than the question.
 //! - Nothing is served that GitHub has not confirmed in this very exchange, unless the operator asked for it or
 //!   GitHub cannot answer.
 

@@ -33,8 +33,12 @@ const PAGE_CACHE: u64 = 8 << 20;
 /// What a key costs besides its record and bodies, in bytes.
 const OVERHEAD: u64 = 200;
 
-/// The largest value in `bodies`: well below what sled puts into a file of its own.
-const CHUNK: usize = 60 << 10;
+/// How large the chunks of a body are, in bytes. sled keeps 8 to 16 values on a page whatever their size, and reads
+/// and rewrites whole pages: with small chunks a page is about two bodies of 6 KB, and not sixteen. At most well
+/// below what sled puts into a file of its own.
+fn chunk_len(body: usize) -> usize {
+    (body / 8).clamp(1 << 10, 60 << 10)
+}
 
 pub struct SledRoom {
     /// Written to only when the directory is replaced.
@@ -233,7 +237,7 @@ impl SledRoom {
             for (body_id, body) in pending.new_bodies.iter().filter(|(id, _)| needed(id)) {
                 let key = body_key(id, *body_id);
                 // An empty body is one empty chunk.
-                let chunks = body.chunks(CHUNK).chain(body.is_empty().then_some(&[][..]));
+                let chunks = body.chunks(chunk_len(body.len())).chain(body.is_empty().then_some(&[][..]));
                 for (number, chunk) in chunks.enumerate() {
                     let number = u16::try_from(number).unwrap_or(u16::MAX).to_be_bytes();
                     trees.bodies.insert([&key[..], &number].concat(), chunk)?;
