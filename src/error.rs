@@ -8,8 +8,8 @@ use http::{HeaderValue, Response, StatusCode, header};
 use crate::body::Body;
 use crate::origin;
 
-/// Where the messages are explained.
-const DOCUMENTATION: &str = "https://github.com/ghtap/ghtap#errors";
+/// Where the kinds of failure are explained that `Proxy-Status` names.
+const DOCUMENTATION: &str = "https://www.rfc-editor.org/rfc/rfc9209#section-2.3";
 
 /// A refusal or a failure that a client is told of.
 #[derive(Debug, thiserror::Error)]

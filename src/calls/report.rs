@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::Outcome;
 use super::ledger::Ledger;
-use super::row::Counts;
+use super::row::{Counts, Times};
 
 /// The dimension that a report sums up by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
@@ -52,14 +53,15 @@ pub struct Line {
     pub sent: u64,
     /// Of these, those that cost quota.
     pub charged: u64,
-    /// Calls that cost nothing: `calls - charged`, or nothing if confirming cost more.
+    /// Calls that would have cost quota, and did not: answered from the store, or by a free 304.
     pub saved: u64,
     /// Calls answered with 4xx or 5xx.
     pub errors: u64,
     pub bytes: u64,
-    /// Milliseconds, to the next power of two.
+    /// Milliseconds that half of the calls, and 99 of 100, took at most: to the next power of two times 64 µs.
     pub median_ms: f64,
     pub p99_ms: f64,
+    pub times: Times,
 }
 
 /// Answers a question; the lines that cost most first. `now` in seconds since 1970.
@@ -86,6 +88,9 @@ pub fn answer(ledger: &Ledger, question: &Question, now: u64) -> io::Result<Vec<
         if dimensions.outcome.is_from_store() {
             line.from_store += counts.calls;
         }
+        if dimensions.outcome.is_from_store() || dimensions.outcome == Outcome::NotModified {
+            line.saved += counts.calls.saturating_sub(counts.charged);
+        }
         if dimensions.status >= 400 {
             line.errors += counts.calls;
         }
@@ -96,24 +101,30 @@ pub fn answer(ledger: &Ledger, question: &Question, now: u64) -> io::Result<Vec<
 }
 
 fn finish(name: String, line: Line, sum: &Counts) -> Line {
-    let ms = |micros: u64| micros as f64 / 1000.0;
-    Line {
+    timed(Line {
         name,
         calls: sum.calls,
         sent: sum.sent,
         charged: sum.charged,
-        saved: sum.calls.saturating_sub(sum.charged),
         bytes: sum.bytes,
-        median_ms: ms(sum.times.quantile(50)),
-        p99_ms: ms(sum.times.quantile(99)),
+        times: sum.times.clone(),
         ..line
-    }
+    })
+}
+
+fn timed(line: Line) -> Line {
+    let ms = |percent| line.times.quantile(percent) as f64 / 1000.0;
+    Line { median_ms: ms(50), p99_ms: ms(99), ..line }
 }
 
 /// All lines together.
 pub fn total(lines: &[Line]) -> Line {
     let sum = |f: fn(&Line) -> u64| lines.iter().map(f).sum();
-    Line {
+    let mut times = Times::default();
+    for line in lines {
+        times.add_all(&line.times);
+    }
+    timed(Line {
         name: "total".into(),
         calls: sum(|l| l.calls),
         from_store: sum(|l| l.from_store),
@@ -122,9 +133,9 @@ pub fn total(lines: &[Line]) -> Line {
         saved: sum(|l| l.saved),
         errors: sum(|l| l.errors),
         bytes: sum(|l| l.bytes),
-        median_ms: lines.iter().map(|l| l.median_ms).fold(0.0, f64::max),
-        p99_ms: lines.iter().map(|l| l.p99_ms).fold(0.0, f64::max),
-    }
+        times,
+        ..Line::default()
+    })
 }
 
 /// Prints a report.
@@ -163,7 +174,7 @@ fn table(lines: &[Line], heading: &str) -> String {
     let width = lines.iter().map(|l| l.name.len()).chain([heading.len(), 5]).max().unwrap_or(5);
     let mut out = format!(
         "{heading:<width$} {:>8} {:>10} {:>8} {:>8} {:>8} {:>7} {:>10} {:>10}\n",
-        "calls", "from store", "sent", "charged", "saved", "errors", "median ms", "p99 ms"
+        "calls", "from_store", "sent", "charged", "saved", "errors", "median ms", "p99 ms"
     );
     for l in lines.iter().chain([&total]) {
         out.push_str(&format!(

@@ -48,6 +48,12 @@ impl Times {
         self.0[bucket.min(self.0.len() - 1)] += 1;
     }
 
+    pub fn add_all(&mut self, other: &Times) {
+        for (mine, theirs) in self.0.iter_mut().zip(other.0) {
+            *mine += theirs;
+        }
+    }
+
     /// The upper end, in microseconds, of the bucket that holds the given percentage of calls.
     pub fn quantile(&self, percent: u64) -> u64 {
         let total: u64 = self.0.iter().map(|n| u64::from(*n)).sum();
@@ -70,9 +76,7 @@ impl Counts {
         self.charged += other.charged;
         self.bytes += other.bytes;
         self.micros += other.micros;
-        for (mine, theirs) in self.times.0.iter_mut().zip(other.times.0) {
-            *mine += theirs;
-        }
+        self.times.add_all(&other.times);
     }
 }
 

@@ -52,7 +52,7 @@ fn init(places: &Places, new: &CaNew) -> Result<(), Failure> {
     print(show(places, &ca))
 }
 
-/// A running tap notices, and shows leaves of the new CA within a quarter of a minute.
+/// A running tap notices, and shows leaves of the new CA within two seconds.
 fn rotate(places: &Places, new: &CaNew) -> Result<(), Failure> {
     let hosts = match (new.intercept.is_empty(), files::read(&places.data_dir())) {
         (false, _) => new.intercept.clone(),
@@ -63,7 +63,10 @@ fn rotate(places: &Places, new: &CaNew) -> Result<(), Failure> {
     files::make(&places.data_dir(), &hosts, new.unconstrained_root).map_err(Failure::new)?;
     let ca = read(places)?;
     Files::publish(&certs_dir(places), &ca)?;
-    print(format!("{}clients must trust the new root before their next connection\n", show(places, &ca)))
+    print(format!(
+        "{}a running tap shows the new CA within two seconds; clients must trust the new root\n",
+        show(places, &ca)
+    ))
 }
 
 fn show(places: &Places, ca: &Ca) -> String {

@@ -32,9 +32,15 @@ pub fn run(config: &CacheArgs) -> Result<ExitCode, Failure> {
             small_runtime()?.block_on(running(place::reachable(admin), &config.action))?
         }
     };
+    if text == NOTHING {
+        return Err(Failure::new("nothing is stored for that URL; ghtap cache list shows what is"));
+    }
     print(text)?;
     Ok(ExitCode::SUCCESS)
 }
+
+/// What describing no entry comes to.
+const NOTHING: &str = "[]\n";
 
 fn at_rest(store: &Store, action: &CacheAction) -> String {
     match action {

@@ -71,7 +71,9 @@ fn bad(what: impl Into<String>, mend: impl Into<String>) -> Finding {
 /// The CA itself: there, ours alone, in date.
 fn authority(data_dir: &Path) -> Finding {
     match files::read(data_dir) {
-        Err(error @ files::Error::Missing(_)) => bad(error.to_string(), "ghtap ca init, or start ghtap serve"),
+        Err(files::Error::Missing(dir)) => {
+            bad(format!("there is no CA in {}", dir.display()), "ghtap ca init, or start ghtap serve")
+        }
         Err(error) => bad(format!("the CA: {error}"), "as it says"),
         Ok(ca) => {
             let left = (ca.not_after - OffsetDateTime::now_utc()).whole_days();
@@ -183,7 +185,8 @@ fn clients(certs_dir: &Path) -> Vec<Finding> {
     let set = |name: &str| std::env::var_os(name).is_some_and(|v| !v.is_empty());
     let system = roots::pem_file(&Files::below(certs_dir).ca).is_ok_and(|root| roots::system().contains(&root[0]));
     let wants: [(&str, &[&str]); 6] = [
-        ("python3", &["REQUESTS_CA_BUNDLE"]),
+        // requests reads the one, urllib the other.
+        ("python3", &["REQUESTS_CA_BUNDLE", "SSL_CERT_FILE"]),
         ("curl", &["CURL_CA_BUNDLE", "SSL_CERT_FILE"]),
         ("git", &["GIT_SSL_CAINFO"]),
         ("gh", &["SSL_CERT_FILE"]),
@@ -201,14 +204,15 @@ fn clients(certs_dir: &Path) -> Vec<Finding> {
     });
     let findings = found.map(|(program, names)| {
         let takes_system = matches!(*program, "curl" | "git" | "gh");
-        if names.iter().any(|n| set(n)) {
+        let told = if *program == "python3" { names.iter().all(|n| set(n)) } else { names.iter().any(|n| set(n)) };
+        if told {
             Finding::Good(format!("{program} is told where the CA is"))
         } else if takes_system && system {
             Finding::Good(format!("{program} finds the CA among the system's roots"))
         } else {
             Finding::Note(format!(
                 "{program} would not trust the tap in this shell; it reads {}: eval \"$(ghtap env)\"",
-                names.join(" or ")
+                names.join(if *program == "python3" { " and " } else { " or " })
             ))
         }
     });
@@ -271,7 +275,7 @@ async fn request(proxy: SocketAddr, host: &str, certs_dir: &Path) -> Result<Stri
     let mut stream = stream.map_err(|e| {
         trouble(
             format!("the tap's certificate is not of our CA: {e}"),
-            "restart the tap after ca rotate, and use its data directory",
+            "right after ca rotate, try again in two seconds; else give the tap's own --data-dir and --certs-dir",
         )
     })?;
     let request =

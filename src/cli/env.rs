@@ -45,6 +45,22 @@ pub fn variables(proxy: SocketAddr, user: Option<&str>, certs_dir: &Path) -> Vec
     ]
 }
 
+/// Adds to the variables that are lists what the environment has in them already.
+pub fn beside_what_is_set(mut variables: Vec<(&'static str, String)>) -> Vec<(&'static str, String)> {
+    for (name, value) in &mut variables {
+        let separator = match *name {
+            "JAVA_TOOL_OPTIONS" => " ",
+            "NO_PROXY" | "no_proxy" => ",",
+            _ => continue,
+        };
+        // What an earlier `ghtap env` set is not added again.
+        if let Some(own) = std::env::var(*name).ok().filter(|own| !own.is_empty() && !own.contains(value.as_str())) {
+            *value = format!("{own}{separator}{value}");
+        }
+    }
+    variables
+}
+
 pub fn run(config: &Env) -> Result<ExitCode, Failure> {
     let running = place::running(&config.places.data_dir());
     let certs_dir = running.as_ref().map_or_else(|| config.places.certs_dir(), |t| t.certs_dir.clone());
@@ -59,7 +75,7 @@ pub fn run(config: &Env) -> Result<ExitCode, Failure> {
         (None, Some(tap)) => (place::reachable(tap.proxy), None),
         (None, None) => (SocketAddr::from(([127, 0, 0, 1], 3128)), None),
     };
-    let variables = variables(address, user.as_deref(), &certs_dir);
+    let variables = beside_what_is_set(variables(address, user.as_deref(), &certs_dir));
     print(render(&variables, config.shell))?;
     Ok(ExitCode::SUCCESS)
 }

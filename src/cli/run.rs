@@ -100,18 +100,7 @@ async fn beside(config: &Run, tap: &place::Tap) -> Result<(u8, Vec<Line>), Failu
 /// The variables, beside what the environment has already.
 fn variables(proxy: std::net::SocketAddr, caller: &Caller, certs_dir: &Path) -> Vec<(&'static str, String)> {
     let user = format!("{}+{}", caller.client, caller.run);
-    let mut variables = env::variables(proxy, Some(&user), certs_dir);
-    for (name, value) in &mut variables {
-        let separator = match *name {
-            "JAVA_TOOL_OPTIONS" => " ",
-            "NO_PROXY" | "no_proxy" => ",",
-            _ => continue,
-        };
-        if let Some(own) = std::env::var(*name).ok().filter(|own| !own.is_empty()) {
-            *value = format!("{own}{separator}{value}");
-        }
-    }
-    variables
+    env::beside_what_is_set(env::variables(proxy, Some(&user), certs_dir))
 }
 
 fn read_inventory(path: &Path) -> Result<Vec<Line>, Failure> {

@@ -212,11 +212,11 @@ impl Running {
     }
 }
 
-/// What is done every second: the ledger reaches the disk; every minute: the leaf is looked at.
+/// What is done every second: the ledger reaches the disk, and the leaf is looked at.
 async fn keep(exchange: Arc<Exchange>, authority: Arc<Authority>) {
     let mut ticks = tokio::time::interval(ledger::FLUSH_EVERY);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    for tick in 0u64.. {
+    loop {
         ticks.tick().await;
         let (exchange, authority) = (exchange.clone(), authority.clone());
         let kept = tokio::task::spawn_blocking(move || {
@@ -227,12 +227,10 @@ async fn keep(exchange: Arc<Exchange>, authority: Arc<Authority>) {
                     tracing::error!(%error, "the ledger cannot be written; trying again");
                 }
             }
-            if tick % 15 == 0 {
-                match authority.keep_current(OffsetDateTime::now_utc()) {
-                    Ok(true) => tracing::info!("a new leaf was issued"),
-                    Ok(false) => {}
-                    Err(error) => tracing::error!(%error, "no new leaf could be issued"),
-                }
+            match authority.keep_current(OffsetDateTime::now_utc()) {
+                Ok(true) => tracing::info!("a new leaf was issued"),
+                Ok(false) => {}
+                Err(error) => tracing::error!(%error, "no new leaf could be issued"),
             }
         });
         if kept.await.is_err() {
