@@ -34,10 +34,11 @@ const PAGE_CACHE: u64 = 8 << 20;
 const OVERHEAD: u64 = 200;
 
 /// How large the chunks of a body are, in bytes. sled keeps 8 to 16 values on a page whatever their size, and reads
-/// and rewrites whole pages: with small chunks a page is about two bodies of 6 KB, and not sixteen. At most well
+/// and rewrites whole pages: with small chunks a page is about four bodies of 6 KB, and not
+/// sixteen; smaller ones still cost more to write, and a slower start. At most well
 /// below what sled puts into a file of its own.
 fn chunk_len(body: usize) -> usize {
-    (body / 8).clamp(1 << 10, 60 << 10)
+    (body / 8).clamp(2 << 10, 60 << 10)
 }
 
 pub struct SledRoom {
