@@ -7,21 +7,20 @@
 //!
 //! sled writes a log and reuses its segments, but not all of them: under steady eviction the directory grows,
 //! to three times the live data and on, and does not shrink. So the limit is kept by measuring the directory.
-//! The live data may be a sixth of the limit; when the directory has come to half of it, what is live is copied into
+//! The live data may be a sixth of the limit; when the directory has come to 45 %, what is live is copied into
 //! a new one, which takes less than the rest. Reads go on meanwhile. Should all that fail, the store is emptied.
 
 use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 
 use super::key::KeyId;
 use super::store::{Pending, Stats};
-use super::stored::{BodyId, Entry};
+use super::stored::{BodyId, Entry, Representation};
 use crate::tls::files;
 
 /// The name of the directory says the format: another version begins empty, in another one.
@@ -76,7 +75,7 @@ impl Trees {
 /// Who was used when, and how large it is.
 #[derive(Default)]
 struct Index {
-    /// Seconds since 1970 and bytes, by key.
+    /// Milliseconds since 1970 and bytes, by key.
     by_key: HashMap<KeyId, (u64, u64), foldhash::fast::RandomState>,
     by_use: BTreeSet<(u64, KeyId)>,
     live: u64,
@@ -204,20 +203,26 @@ impl SledRoom {
     /// Writes a batch, makes room, and measures. Failures are counted and logged; a key whose write
     /// failed is removed.
     pub(super) fn apply(&self, batch: &HashMap<KeyId, Pending>, touched: &HashMap<KeyId, u64>) {
-        for (id, pending) in batch {
-            if let Err(error) = self.write(*id, pending) {
-                self.failed(&error);
-                let _ = self.remove(*id);
-            }
-        }
         for (id, used) in touched {
             let mut index = self.index.lock();
             let Some((before, size)) = index.by_key.get(id).copied() else { continue };
             index.put(*id, *used, size);
             drop(index);
             // On disk, ten minutes are exact enough.
-            if used / 600 != before / 600
+            if used / 600_000 != before / 600_000
                 && let Err(error) = self.with(|trees| trees.uses.insert(id.0, &write_use(*used, size)))
+            {
+                self.failed(&error);
+            }
+        }
+        for (id, pending) in batch {
+            if let Err(error) = self.write(*id, pending) {
+                self.failed(&error);
+                let _ = self.remove(*id);
+            }
+            // Within a batch, too: many may have gathered while the disk was slow.
+            if self.index.lock().written_since_measured > self.max_bytes / 64
+                && let Err(error) = self.make_room()
             {
                 self.failed(&error);
             }
@@ -233,7 +238,8 @@ impl SledRoom {
         let size = record.len() as u64 + loaded.entry.bodies_len() + OVERHEAD;
         // A body that was replaced before it was written need not be; one that came back must.
         let needed = |wanted: &BodyId| loaded.entry.representations.iter().any(|r| r.body == *wanted);
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
+        // When it was asked for, not when the disk came to it.
+        let now = loaded.entry.representations.iter().map(Representation::confirmed_at).max().unwrap_or(0);
         self.with(|trees| {
             for (body_id, body) in pending.new_bodies.iter().filter(|(id, _)| needed(id)) {
                 let key = body_key(id, *body_id);
@@ -290,7 +296,7 @@ impl SledRoom {
         if disk > self.max_bytes / 100 * 97 {
             return self.empty();
         }
-        if disk > self.max_bytes / 2 {
+        if disk > self.max_bytes / 100 * 45 {
             return self.compact().or_else(|error| {
                 self.failed(&error);
                 self.empty()

@@ -22,7 +22,7 @@ use super::stored::{self, BodyId, Entry, Representation};
 pub struct Loaded {
     pub entry: Entry,
     parts: Vec<Arc<Part>>,
-    /// When its use was last noted, in seconds since 1970.
+    /// When its use was last noted, in tenths of a second since 1970.
     touched: AtomicU64,
 }
 
@@ -177,9 +177,9 @@ impl Store {
             Some(loaded) => loaded?,
             None => self.read_disk(id).await?,
         };
-        let second = now / 1000;
-        if self.room.is_some() && loaded.touched.swap(second, Ordering::Relaxed) != second {
-            self.queue.0.lock().touched.insert(id, second);
+        let tenth = now / 100;
+        if self.room.is_some() && loaded.touched.swap(tenth, Ordering::Relaxed) != tenth {
+            self.queue.0.lock().touched.insert(id, now);
         }
         Some(loaded)
     }
