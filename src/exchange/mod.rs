@@ -31,7 +31,7 @@ use crate::calls::Outcome;
 use crate::calls::ledger::Ledger;
 use crate::clients::Caller;
 use crate::error::Error;
-use crate::github::credentials::{CredentialId, Credentials};
+use crate::github::credentials::Credentials;
 use crate::github::routes::Routes;
 use crate::metrics::Metrics;
 use crate::origin::dial::Target;
@@ -64,7 +64,8 @@ pub struct Exchange {
     pub metrics: Arc<Metrics>,
     pub credentials: Credentials,
     routes: Routes,
-    via: HeaderValue,
+    /// What we add to `Via`.
+    pub via: HeaderValue,
     in_flight: Arc<InFlight<asked::Identity, Option<Shared>>>,
     writes: writes::Writes,
     /// Pages that were just shown to be there, or not to be.
@@ -125,7 +126,7 @@ impl Exchange {
         let expects = parts.headers.contains_key(header::EXPECT);
         let asked = self.understand(caller, target, parts);
         let trace = Trace::begin(self, &asked);
-        if self.is_loop(&asked) {
+        if self.is_loop(&asked.headers) {
             return trace.end(Answer::failed(Error::Loop));
         }
         let (body, gate) = if incoming.is_end_stream() {
@@ -147,12 +148,10 @@ impl Exchange {
         trace.end(answer)
     }
 
-    fn is_loop(&self, asked: &Asked) -> bool {
-        asked
-            .headers
-            .get_all(header::VIA)
-            .iter()
-            .any(|v| v.to_str().is_ok_and(|v| v.split([',', ' ']).any(|word| word == self.settings.pseudonym)))
+    /// Whether a request with these fields has come through this tap before.
+    pub fn is_loop(&self, headers: &http::HeaderMap) -> bool {
+        let seen = headers.get_all(header::VIA).iter().filter_map(|v| v.to_str().ok());
+        seen.flat_map(|v| v.split([',', ' '])).any(|word| word == self.settings.pseudonym)
     }
 
     /// Past the cache: as it came, streamed both ways.
@@ -231,11 +230,6 @@ impl Exchange {
             crate::fields::strip_hop_by_hop(response.headers_mut());
             response
         })
-    }
-
-    /// The credential of a request, for the admin side's own use.
-    pub fn identify(&self, headers: &http::HeaderMap) -> CredentialId {
-        self.credentials.identify(headers)
     }
 }
 

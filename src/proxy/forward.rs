@@ -48,8 +48,7 @@ impl Proxy {
     async fn plain(&self, target: &Target, request: Request<Incoming>) -> Result<Response<Body>, Error> {
         let settings = &self.exchange.settings;
         let (parts, incoming) = request.into_parts();
-        let seen = parts.headers.get_all(header::VIA).iter().filter_map(|v| v.to_str().ok());
-        if seen.flat_map(|v| v.split([',', ' '])).any(|word| word == settings.pseudonym) {
+        if self.exchange.is_loop(&parts.headers) {
             return Err(Error::Loop);
         }
         let body = match incoming.is_end_stream() {
@@ -61,7 +60,7 @@ impl Proxy {
         if let Some(path) = parts.uri.path_and_query() {
             *outgoing.uri_mut() = path.clone().into();
         }
-        let via = HeaderValue::from_str(&format!("1.1 {}", settings.pseudonym)).expect("a token");
+        let via = self.exchange.via.clone();
         let headers = outgoing.headers_mut();
         *headers = parts.headers;
         fields::strip_hop_by_hop(headers);
