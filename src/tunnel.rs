@@ -1,6 +1,4 @@
 //! A tunnel: connect, and copy bytes both ways until both sides have ended.
-//!
-//! On Linux the bytes stay in the kernel: they are spliced from socket to pipe to socket.
 
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -55,56 +53,45 @@ pub async fn silence(idle: Duration, passed: &Passed) {
     }
 }
 
-#[cfg(target_os = "linux")]
+/// What one read takes at most, to begin with and when there is much to pass on. Few large copies cost less than
+/// splicing through a pipe does: the kernel handles a pipe page by page.
+const PIECE: std::ops::RangeInclusive<usize> = 16 << 10..=1 << 20;
+
 async fn copy(from: &TcpStream, to: &TcpStream, count: &AtomicU64) -> io::Result<()> {
-    use rustix::pipe::{PipeFlags, SpliceFlags, pipe_with, splice};
-    use tokio::io::Interest;
-
-    /// What one pipe holds at most; the kernel gives less to a user with many.
-    const PIPE: usize = 512 << 10;
-
-    let (reader, writer) = pipe_with(PipeFlags::NONBLOCK | PipeFlags::CLOEXEC)?;
-    let _ = rustix::pipe::fcntl_setpipe_size(&writer, PIPE);
-    let flags = SpliceFlags::NONBLOCK | SpliceFlags::MOVE;
+    let (mut size, mut buffer) = (*PIECE.start(), Vec::new());
     loop {
-        let filled = from.async_io(Interest::READABLE, || Ok(splice(from, None, &writer, None, PIPE, flags)?)).await?;
-        if filled == 0 {
-            break;
+        buffer.reserve_exact(size);
+        match from.try_read_buf(&mut buffer) {
+            Ok(0) => break,
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                // A tunnel on which nothing moves holds no buffer.
+                (size, buffer) = (*PIECE.start(), Vec::new());
+                from.readable().await?;
+                continue;
+            }
+            Err(error) => return Err(error),
         }
-        let mut left = filled;
-        while left > 0 {
-            left -= to.async_io(Interest::WRITABLE, || Ok(splice(&reader, None, to, None, left, flags)?)).await?;
+        write_all(to, &buffer).await?;
+        count.fetch_add(buffer.len() as u64, Ordering::Relaxed);
+        if buffer.len() == buffer.capacity() {
+            size = (size * 4).min(*PIECE.end());
         }
-        count.fetch_add(filled as u64, Ordering::Relaxed);
+        buffer.clear();
     }
     rustix::net::shutdown(to, rustix::net::Shutdown::Write)
         .or_else(|e| if e == rustix::io::Errno::NOTCONN { Ok(()) } else { Err(e) })?;
     Ok(())
 }
 
-#[cfg(not(target_os = "linux"))]
-async fn copy(from: &TcpStream, to: &TcpStream, count: &AtomicU64) -> io::Result<()> {
-    let mut buffer = vec![0; 64 << 10];
-    loop {
-        from.readable().await?;
-        let n = match from.try_read(&mut buffer) {
-            Ok(0) => break,
-            Ok(n) => n,
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => continue,
-            Err(e) => return Err(e),
-        };
-        let mut sent = 0;
-        while sent < n {
-            to.writable().await?;
-            match to.try_write(&buffer[sent..n]) {
-                Ok(n) => sent += n,
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
-                Err(e) => return Err(e),
-            }
+async fn write_all(to: &TcpStream, mut left: &[u8]) -> io::Result<()> {
+    while !left.is_empty() {
+        match to.try_write(left) {
+            Ok(n) => left = &left[n..],
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => to.writable().await?,
+            Err(error) => return Err(error),
         }
-        count.fetch_add(n as u64, Ordering::Relaxed);
     }
-    rustix::net::shutdown(to, rustix::net::Shutdown::Write)?;
     Ok(())
 }
 
