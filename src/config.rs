@@ -106,9 +106,9 @@ pub struct Tap {
     #[arg(long, value_name = "SIZE", env = "GHTAP_STORE_MAX_BYTES", default_value = "1GiB", value_parser = size)]
     pub store_max_bytes: u64,
     /// What the layer in memory before the disk may hold.
-    #[arg(long, value_name = "SIZE", env = "GHTAP_STORE_MEMORY_BYTES", default_value = "32MiB", value_parser = size)]
+    #[arg(long, value_name = "SIZE", env = "GHTAP_STORE_MEMORY_BYTES", default_value = "64MiB", value_parser = size)]
     pub store_memory_bytes: u64,
-    /// Larger responses are not stored.
+    /// Larger responses are not stored; nor those over a tenth of --store-max-bytes.
     #[arg(long, value_name = "SIZE", env = "GHTAP_MAX_OBJECT_BYTES", default_value = "20MiB", value_parser = size)]
     pub max_object_bytes: u64,
     /// When a stored response is served without asking: never (revalidate), for as long as GitHub's max-age says

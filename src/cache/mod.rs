@@ -2,11 +2,14 @@
 //!
 //! `key`, `policy`, `listing`, `precondition` and `stored` are pure: they know neither tokio nor sled nor
 //! the clock (`now` is an argument). `store` is the room where responses live, `sled` what keeps them on
-//! disk; `collapse` joins identical requests that are in flight together.
+//! disk (`memory` is the layer before it): `log` their bytes, `index` where they lie; `collapse` joins identical requests that are in flight together.
 
 pub mod collapse;
+mod index;
 pub mod key;
 pub mod listing;
+mod log;
+mod memory;
 pub mod policy;
 pub mod precondition;
 pub mod sled;

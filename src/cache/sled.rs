@@ -1,164 +1,122 @@
-//! The room on disk: three sled trees, a limit on what the directory occupies, least recently used out first.
+//! The room on disk: records and bodies in a log of segments, found by an index that sled keeps; a limit on what the
+//! directory occupies, least recently used out first.
 //!
-//! `entries` holds the records, `bodies` the bodies (under key and sha256, so that a key's bodies lie
-//! together; in chunks, because sled 0.34 keeps values of more than 128 KiB in files that it hardly ever
-//! removes: 45 times the live data was seen), `uses` when a key was last used and how much it holds: the one
-//! tree that is read at start.
+//! Keys apart from values, because sled 0.34 keeps 8 to 16 values on a page whatever their size, reads and rewrites
+//! whole pages, and under steady eviction occupies ever more than what is live. So sled holds what is small and
+//! wants to be found after a crash: under each key, when it was used and where its bytes lie. All of it is in memory, too,
+//! so a read asks the log once, and mostly without waiting.
 //!
-//! sled writes a log and reuses its segments, but not all of them: under steady eviction the directory grows,
-//! to three times the live data and on, and does not shrink. So the limit is kept by measuring the directory.
-//! The live data may be a sixth of the limit; when the directory has come to 45 %, what is live is copied into
-//! a new one, which takes less than the rest. Reads go on meanwhile. Should all that fail, the store is emptied.
+//! The live data may come to half of the limit. When the directory has come to 80 %, the segment with the most
+//! waste is copied to the end of the log and removed, until it is below again. An index that sled has let grow is
+//! written anew. Should all that fail, the store is emptied.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
-use parking_lot::{Mutex, RwLock};
+use parking_lot::Mutex;
 
+use super::index::{Index, Segment, Slot};
 use super::key::KeyId;
+use super::log::{self, End, Place, Wait};
 use super::store::{Pending, Stats};
 use super::stored::{BodyId, Entry, Representation};
 use crate::tls::files;
 
 /// The name of the directory says the format: another version begins empty, in another one.
-const DIRECTORY: &str = "cache-v1";
-/// The directory in use, below it.
-const CURRENT: &str = "current";
-/// sled's own page cache. Small: decoded entries are kept in the layer before it.
-const PAGE_CACHE: u64 = 8 << 20;
-/// What a key costs besides its record and bodies, in bytes.
-const OVERHEAD: u64 = 200;
-
-/// How large the chunks of a body are, in bytes. sled keeps 8 to 16 values on a page whatever their size, and reads
-/// and rewrites whole pages: with small chunks a page is about four bodies of 6 KB, and not
-/// sixteen; smaller ones still cost more to write, and a slower start. At most well
-/// below what sled puts into a file of its own.
-fn chunk_len(body: usize) -> usize {
-    (body / 8).clamp(2 << 10, 60 << 10)
-}
+const DIRECTORY: &str = "cache-v2";
+/// sled's own page cache, in bytes. Small: it is read at start only.
+const PAGE_CACHE: u64 = 4 << 20;
 
 pub struct SledRoom {
-    /// Written to only when the directory is replaced.
-    trees: RwLock<Option<Trees>>,
     path: PathBuf,
     max_bytes: u64,
     index: Mutex<Index>,
+    /// Locked for as long as something is written; never by who reads.
+    end: Mutex<End>,
+    /// Replaced when sled has let it grow; missing only if the new one could not be opened.
+    on_disk: Mutex<Option<::sled::Db>>,
+    /// Bytes that sled's directory occupied when it was last measured, and after it was last written anew.
+    index_disk: AtomicU64,
+    index_fresh: AtomicU64,
+    written_since_measured: AtomicU64,
     evicted: AtomicU64,
     corrupt: AtomicU64,
     errors: AtomicU64,
 }
 
-#[derive(Clone)]
-struct Trees {
-    db: ::sled::Db,
-    entries: ::sled::Tree,
-    bodies: ::sled::Tree,
-    uses: ::sled::Tree,
-}
-
-impl Trees {
-    fn open(path: &Path) -> ::sled::Result<Trees> {
-        let config = ::sled::Config::new().path(path).cache_capacity(PAGE_CACHE).flush_every_ms(Some(500));
-        let db = config.open()?;
-        Ok(Trees {
-            entries: db.open_tree("entries")?,
-            bodies: db.open_tree("bodies")?,
-            uses: db.open_tree("uses")?,
-            db,
-        })
-    }
-}
-
-/// Who was used when, and how large it is.
-#[derive(Default)]
-struct Index {
-    /// Milliseconds since 1970 and bytes, by key.
-    by_key: HashMap<KeyId, (u64, u64), foldhash::fast::RandomState>,
-    by_use: BTreeSet<(u64, KeyId)>,
-    live: u64,
-    /// What `live` may come to.
-    budget: u64,
-    disk: u64,
-    written_since_measured: u64,
-}
-
-impl Index {
-    fn put(&mut self, id: KeyId, used: u64, size: u64) {
-        self.remove(id);
-        self.by_key.insert(id, (used, size));
-        self.by_use.insert((used, id));
-        self.live += size;
-    }
-
-    fn remove(&mut self, id: KeyId) {
-        if let Some((used, size)) = self.by_key.remove(&id) {
-            self.by_use.remove(&(used, id));
-            self.live -= size;
-        }
-    }
+fn open_index(path: &Path) -> io::Result<::sled::Db> {
+    Ok(::sled::Config::new().path(path).cache_capacity(PAGE_CACHE).flush_every_ms(Some(500)).open()?)
 }
 
 impl SledRoom {
-    /// Opens or makes the store below `data_dir`. A store that cannot be read is set aside, once, and an
-    /// empty one made: it is a cache.
+    /// Opens or makes the store below `data_dir`. A store that cannot be read is removed and an empty one made: it
+    /// is a cache. So is one of another format.
     pub fn open(data_dir: &Path, max_bytes: u64) -> io::Result<SledRoom> {
-        let path = data_dir.join(DIRECTORY);
-        files::make_private(&path)?;
-        let room = match SledRoom::try_open(&path, max_bytes) {
-            Ok(room) => room,
-            Err(error) => {
-                tracing::warn!(%error, path = %path.display(), "the store cannot be read; starting an empty one");
-                std::fs::remove_dir_all(&path)?;
-                SledRoom::try_open(&path, max_bytes).map_err(io::Error::other)?
+        for other in std::fs::read_dir(data_dir).into_iter().flatten().flatten() {
+            let name = other.file_name();
+            if name.to_str().is_some_and(|n| n.starts_with("cache-v") && n != DIRECTORY) {
+                let _ = std::fs::remove_dir_all(other.path());
             }
-        };
-        if room.index.lock().disk > max_bytes {
-            tracing::warn!(max_bytes, "the store is over its limit; starting an empty one");
-            drop(room);
-            std::fs::remove_dir_all(&path)?;
-            return SledRoom::try_open(&path, max_bytes).map_err(io::Error::other);
         }
+        let path = data_dir.join(DIRECTORY);
+        let room = SledRoom::try_open(&path, max_bytes).or_else(|error| {
+            tracing::warn!(%error, path = %path.display(), "the store cannot be read; starting an empty one");
+            std::fs::remove_dir_all(&path)?;
+            SledRoom::try_open(&path, max_bytes)
+        })?;
+        // The limit may be lower than it was.
+        room.make_room()?;
         Ok(room)
     }
 
-    fn try_open(path: &Path, max_bytes: u64) -> ::sled::Result<SledRoom> {
-        // A compaction that was cut short: what was in use is under one of two names.
-        let (current, old) = (path.join(CURRENT), path.join("old"));
-        if !current.exists() && old.exists() {
-            std::fs::rename(&old, &current)?;
+    fn try_open(path: &Path, max_bytes: u64) -> io::Result<SledRoom> {
+        let (segments, current) = (path.join("log"), path.join("index"));
+        files::make_private(path)?;
+        files::make_private(&segments)?;
+        // An index that was being written anew when the process ended: the old one went when the new was complete.
+        if !current.exists() && path.join("index.new").exists() {
+            std::fs::rename(path.join("index.new"), &current)?;
         }
-        for rest in [path.join("fresh"), old] {
-            let _ = std::fs::remove_dir_all(rest);
+        for rest in ["index.new", "index.old"] {
+            let _ = std::fs::remove_dir_all(path.join(rest));
         }
-        let trees = Trees::open(&path.join(CURRENT))?;
-        let mut index = Index { budget: max_bytes / 6, disk: occupied(path), ..Index::default() };
-        for pair in trees.uses.iter() {
-            let (id, value) = pair?;
-            if let (Ok(id), Some((used, size))) = (id.as_ref().try_into(), read_use(&value)) {
-                index.put(KeyId(id), used, size);
+        let on_disk = open_index(&current)?;
+        let mut index = Index::default();
+        for (number, file, len) in log::segments(&segments)? {
+            index.segments.insert(number, Segment { file, len, live: 0 });
+        }
+        for pair in on_disk.iter() {
+            let (key, value) = pair?;
+            let there = |place: Place| {
+                index.segments.get(&place.segment).is_some_and(|s| place.offset + u64::from(place.len) <= s.len)
+            };
+            match (key.as_ref().try_into(), postcard::from_bytes::<Slot>(&value)) {
+                (Ok(id), Ok(slot)) if slot.places().all(there) => index.put(KeyId(id), slot),
+                _ => drop(on_disk.remove(key)?),
             }
         }
+        let last = index.segments.keys().max().copied().unwrap_or(0);
+        let end = End::begin(&segments, last + 1)?;
+        index.segments.insert(end.segment, Segment { file: end.file.clone(), len: 0, live: 0 });
+        let disk = occupied(&current);
         Ok(SledRoom {
-            trees: RwLock::new(Some(trees)),
             path: path.to_owned(),
             max_bytes,
             index: Mutex::new(index),
+            end: Mutex::new(end),
+            on_disk: Mutex::new(Some(on_disk)),
+            index_disk: AtomicU64::new(disk),
+            index_fresh: AtomicU64::new(0),
+            written_since_measured: AtomicU64::new(0),
             evicted: AtomicU64::new(0),
             corrupt: AtomicU64::new(0),
             errors: AtomicU64::new(0),
         })
-    }
-
-    /// Calls with the trees, which stay where they are meanwhile. They are missing only if a
-    /// replaced directory could not be opened.
-    fn with<T>(&self, call: impl FnOnce(&Trees) -> ::sled::Result<T>) -> ::sled::Result<T> {
-        match &*self.trees.read() {
-            Some(trees) => call(trees),
-            None => Err(::sled::Error::Unsupported("the store could not be opened again".into())),
-        }
     }
 
     pub fn max_bytes(&self) -> u64 {
@@ -167,37 +125,56 @@ impl SledRoom {
 
     /// An entry and those of its bodies that are not larger than `small`. None: nothing there, or it failed
     /// its check and was removed.
+    ///
+    /// # Errors
+    /// The disk failed; `WouldBlock` where it may not wait and would have to.
     #[expect(clippy::type_complexity, reason = "an entry and its bodies; a name would say no more")]
-    pub(super) fn load(&self, id: KeyId, small: u64) -> ::sled::Result<Option<(Entry, Vec<(BodyId, Bytes)>)>> {
-        let Some(record) = self.with(|trees| trees.entries.get(id.0))? else { return Ok(None) };
-        let Some(entry) = Entry::decode(&record) else {
+    pub(super) fn load(&self, id: KeyId, small: u64, wait: Wait) -> io::Result<Option<(Entry, Vec<(BodyId, Bytes)>)>> {
+        let Some((slot, files)) = self.find(id) else { return Ok(None) };
+        let fits = |place: &Place| u64::from(place.len) <= small;
+        // Mostly, the newest body lies right before the record: one read takes both.
+        let beside = slot.bodies.iter().find(|(_, place)| place.is_followed_by(&slot.record) && fits(place));
+        let from = beside.map_or(slot.record, |(_, place)| *place);
+        let before = usize::try_from(slot.record.offset - from.offset).map_err(io::Error::other)?;
+        let span = log::read(&files[0], from.offset, before + slot.record.len as usize, wait)?;
+        let Some(entry) = Entry::decode(&span[before..]) else {
             self.corrupt.fetch_add(1, Ordering::Relaxed);
             tracing::warn!("a stored record failed its check and was removed");
             self.remove(id)?;
             return Ok(None);
         };
-        let mut bodies = Vec::new();
-        for representation in entry.representations.iter().filter(|r| r.body_len <= small) {
-            bodies.extend(self.body(id, representation.body)?.map(|body| (representation.body, body)));
+        let mut bodies = Vec::with_capacity(slot.bodies.len());
+        for ((body_id, place), file) in slot.bodies.iter().zip(&files[1..]).filter(|((_, p), _)| fits(p)) {
+            let body = match *place == from {
+                true => span.slice(..before),
+                false => log::read(file, place.offset, place.len as usize, wait)?,
+            };
+            if place.holds(&body) {
+                bodies.push((*body_id, body));
+            }
         }
         Ok(Some((entry, bodies)))
     }
 
+    /// Where a key's bytes lie, and the files that they lie in: the record's first.
+    fn find(&self, id: KeyId) -> Option<(Slot, Vec<Arc<File>>)> {
+        let index = self.index.lock();
+        let slot = index.get(id)?;
+        let places = [slot.record].into_iter().chain(slot.bodies.iter().map(|(_, place)| *place));
+        let files = places.map(|p| index.segments.get(&p.segment).map(|s| s.file.clone())).collect::<Option<_>>()?;
+        Some((slot.clone(), files))
+    }
+
     /// A body; none if it is missing or is not what was stored.
-    pub(super) fn body(&self, id: KeyId, wanted: BodyId) -> ::sled::Result<Option<Bytes>> {
-        let mut chunks = Vec::new();
-        self.with(|trees| {
-            for chunk in trees.bodies.scan_prefix(body_key(id, wanted)).values() {
-                chunks.push(chunk?);
-            }
-            Ok(())
-        })?;
-        let body = match chunks.len() {
-            0 => return Ok(None),
-            1 => Bytes::from_owner(chunks.remove(0)),
-            _ => chunks.concat().into(),
+    pub(super) fn body(&self, id: KeyId, wanted: BodyId) -> io::Result<Option<Bytes>> {
+        let found = {
+            let index = self.index.lock();
+            let place = index.get(id).and_then(|slot| slot.body(wanted));
+            place.and_then(|p| Some((p, index.segments.get(&p.segment)?.file.clone())))
         };
-        Ok((BodyId::of(&body) == wanted).then_some(body))
+        let Some((place, file)) = found else { return Ok(None) };
+        let body = log::read(&file, place.offset, place.len as usize, Wait::Yes)?;
+        Ok(place.holds(&body).then_some(body))
     }
 
     /// Writes a batch, makes room, and measures. Failures are counted and logged; a key whose write
@@ -205,13 +182,11 @@ impl SledRoom {
     pub(super) fn apply(&self, batch: &HashMap<KeyId, Pending>, touched: &HashMap<KeyId, u64>) {
         for (id, used) in touched {
             let mut index = self.index.lock();
-            let Some((before, size)) = index.by_key.get(id).copied() else { continue };
-            index.put(*id, *used, size);
+            // On disk, an hour is exact enough.
+            let much_later = index.touch(*id, *used).is_some_and(|before| used / 3_600_000 != before / 3_600_000);
+            let slot = much_later.then(|| index.get(*id).cloned()).flatten();
             drop(index);
-            // On disk, ten minutes are exact enough.
-            if used / 600_000 != before / 600_000
-                && let Err(error) = self.with(|trees| trees.uses.insert(id.0, &write_use(*used, size)))
-            {
+            if let Some(Err(error)) = slot.map(|slot| self.note(*id, &slot)) {
                 self.failed(&error);
             }
         }
@@ -221,7 +196,7 @@ impl SledRoom {
                 let _ = self.remove(*id);
             }
             // Within a batch, too: many may have gathered while the disk was slow.
-            if self.index.lock().written_since_measured > self.max_bytes / 64
+            if self.written_since_measured.load(Ordering::Relaxed) > self.max_bytes / 64
                 && let Err(error) = self.make_room()
             {
                 self.failed(&error);
@@ -232,145 +207,225 @@ impl SledRoom {
         }
     }
 
-    fn write(&self, id: KeyId, pending: &Pending) -> ::sled::Result<()> {
+    fn write(&self, id: KeyId, pending: &Pending) -> io::Result<()> {
         let Some(loaded) = &pending.loaded else { return self.remove(id) };
         let record = loaded.entry.encode();
-        let size = record.len() as u64 + loaded.entry.bodies_len() + OVERHEAD;
-        // A body that was replaced before it was written need not be; one that came back must.
-        let needed = |wanted: &BodyId| loaded.entry.representations.iter().any(|r| r.body == *wanted);
+        let representations = &loaded.entry.representations;
         // When it was asked for, not when the disk came to it.
-        let now = loaded.entry.representations.iter().map(Representation::confirmed_at).max().unwrap_or(0);
-        self.with(|trees| {
-            for (body_id, body) in pending.new_bodies.iter().filter(|(id, _)| needed(id)) {
-                let key = body_key(id, *body_id);
-                // An empty body is one empty chunk.
-                let chunks = body.chunks(chunk_len(body.len())).chain(body.is_empty().then_some(&[][..]));
-                for (number, chunk) in chunks.enumerate() {
-                    let number = u16::try_from(number).unwrap_or(u16::MAX).to_be_bytes();
-                    trees.bodies.insert([&key[..], &number].concat(), chunk)?;
+        let used = representations.iter().map(Representation::confirmed_at).max().unwrap_or(0);
+        let before = self.index.lock().get(id).cloned();
+        // A body that was replaced before it was written need not be; one that came back must.
+        let known = |body: BodyId| before.as_ref().and_then(|slot| slot.body(body));
+        let mut bodies: Vec<(BodyId, Option<Place>)> = Vec::new();
+        let mut pieces: Vec<&[u8]> = Vec::new();
+        for body in representations.iter().map(|r| r.body) {
+            if bodies.iter().any(|(id, _)| *id == body) {
+                continue;
+            }
+            let new = pending.new_bodies.iter().find(|(id, _)| *id == body);
+            match (known(body), new) {
+                (Some(place), _) => bodies.push((body, Some(place))),
+                (None, Some((_, bytes))) => {
+                    bodies.push((body, None));
+                    pieces.push(bytes);
                 }
+                // Never written: whoever asks for it finds it missing.
+                (None, None) => {}
             }
-            for body_id in pending.dropped.iter().filter(|id| !needed(id)) {
-                remove_all(&trees.bodies, &body_key(id, *body_id))?;
-            }
-            trees.entries.insert(id.0, record)?;
-            trees.uses.insert(id.0, &write_use(now, size))?;
-            Ok(())
-        })?;
-        let mut index = self.index.lock();
-        index.put(id, now, size);
-        index.written_since_measured += size;
+        }
+        pieces.push(&record);
+        let mut places = self.append(&pieces)?.into_iter();
+        let bodies = bodies.into_iter().filter_map(|(id, place)| Some((id, place.or_else(|| places.next())?)));
+        let slot = Slot { used, bodies: bodies.collect(), record: places.next().expect("one for each piece") };
+        self.note(id, &slot)?;
+        self.index.lock().put(id, slot);
         Ok(())
     }
 
-    fn remove(&self, id: KeyId) -> ::sled::Result<()> {
-        self.index.lock().remove(id);
-        self.with(|trees| {
-            trees.uses.remove(id.0)?;
-            trees.entries.remove(id.0)?;
-            remove_all(&trees.bodies, &id.0)
-        })
+    /// Appends to the log, and counts it there.
+    fn append(&self, pieces: &[&[u8]]) -> io::Result<Vec<Place>> {
+        let mut end = self.end.lock();
+        if end.len > (self.max_bytes / 32).clamp(256 << 10, 64 << 20) {
+            self.roll(&mut end)?;
+        }
+        let places = end.append(pieces)?;
+        if let Some(segment) = self.index.lock().segments.get_mut(&end.segment) {
+            self.written_since_measured.fetch_add(end.len - segment.len, Ordering::Relaxed);
+            segment.len = end.len;
+        }
+        Ok(places)
     }
 
-    fn make_room(&self) -> ::sled::Result<()> {
-        if self.index.lock().written_since_measured > self.max_bytes / 64 {
-            let disk = occupied(&self.path);
-            let mut index = self.index.lock();
-            index.written_since_measured = 0;
-            index.disk = disk;
-            tracing::debug!(disk, live = index.live, budget = index.budget, "store measured");
+    /// Goes on in a new segment, and says its number.
+    fn roll(&self, end: &mut End) -> io::Result<u32> {
+        end.roll()?;
+        self.index.lock().segments.insert(end.segment, Segment { file: end.file.clone(), len: 0, live: 0 });
+        Ok(end.segment)
+    }
+
+    /// Writes a key's slot to the index on disk.
+    fn note(&self, id: KeyId, slot: &Slot) -> io::Result<()> {
+        let value = postcard::to_stdvec(slot).map_err(io::Error::other)?;
+        opened(&self.on_disk.lock())?.insert(id.0, value)?;
+        Ok(())
+    }
+
+    fn remove(&self, id: KeyId) -> io::Result<()> {
+        if self.index.lock().remove(id) {
+            opened(&self.on_disk.lock())?.remove(id.0)?;
+        }
+        Ok(())
+    }
+
+    fn make_room(&self) -> io::Result<()> {
+        if self.written_since_measured.swap(0, Ordering::Relaxed) > 0 {
+            self.index_disk.store(occupied(&self.path.join("index")), Ordering::Relaxed);
         }
         loop {
             let oldest = {
                 let index = self.index.lock();
-                if index.live <= index.budget {
+                if index.live <= self.max_bytes / 2 {
                     break;
                 }
-                index.by_use.first().map(|(_, id)| *id)
+                index.oldest()
             };
             let Some(id) = oldest else { break };
             self.remove(id)?;
             self.evicted.fetch_add(1, Ordering::Relaxed);
         }
-        let disk = self.index.lock().disk;
-        if disk > self.max_bytes / 100 * 97 {
+        let end = self.end.lock().segment;
+        let empty = self.index.lock().empty_segments(end);
+        self.drop_segments(&empty)?;
+        let index_disk = self.index_disk.load(Ordering::Relaxed);
+        if index_disk > self.max_bytes / 6 && index_disk > 2 * self.index_fresh.load(Ordering::Relaxed) {
+            self.write_index_anew()?;
+        }
+        // Each is copied once at most: what was just written has no waste.
+        let many = self.index.lock().segments.len();
+        for _ in 0..many {
+            if self.disk() <= self.max_bytes / 100 * 80 {
+                break;
+            }
+            let end = self.end.lock().segment;
+            let Some(segment) = self.index.lock().most_wasteful(end) else { break };
+            self.compact(segment)?;
+        }
+        if self.disk() > self.max_bytes / 100 * 97 {
             return self.empty();
         }
-        if disk > self.max_bytes / 100 * 45 {
-            return self.compact().or_else(|error| {
-                self.failed(&error);
-                self.empty()
-            });
-        }
         Ok(())
     }
 
-    /// Copies what is live into a new directory, and goes on there.
-    fn compact(&self) -> ::sled::Result<()> {
-        let order: Vec<KeyId> = self.index.lock().by_use.iter().rev().map(|(_, id)| *id).collect();
-        let Some(old) = self.trees.read().clone() else { return self.empty() };
-        let fresh = self.path.join("fresh");
-        let _ = std::fs::remove_dir_all(&fresh);
-        let new = Trees::open(&fresh)?;
-        for id in &order {
-            let (Some(record), Some(used)) = (old.entries.get(id.0)?, old.uses.get(id.0)?) else { continue };
-            for chunk in old.bodies.scan_prefix(id.0) {
-                let (key, chunk) = chunk?;
-                new.bodies.insert(key, chunk)?;
+    /// Bytes that the directory occupies, without asking it.
+    fn disk(&self) -> u64 {
+        self.index.lock().log_len() + self.index_disk.load(Ordering::Relaxed)
+    }
+
+    /// Copies what is live in a segment to the end of the log, and removes it.
+    fn compact(&self, segment: u32) -> io::Result<()> {
+        let ids = self.index.lock().in_segment(segment);
+        for id in ids {
+            let Some((slot, files)) = self.find(id) else { continue };
+            let read = |place: &Place, file: &File| log::read(file, place.offset, place.len as usize, Wait::Yes);
+            let mut bodies = Vec::new();
+            for ((_, place), file) in slot.bodies.iter().zip(&files[1..]).filter(|((_, p), _)| p.segment == segment) {
+                bodies.push(read(place, file)?);
             }
-            new.entries.insert(id.0, record)?;
-            new.uses.insert(id.0, used)?;
+            // The record goes along, wherever it lies: beside its body it takes one read.
+            let record = read(&slot.record, &files[0])?;
+            let pieces: Vec<&[u8]> = bodies.iter().chain([&record]).map(|b| &**b).collect();
+            let mut places = self.append(&pieces)?.into_iter();
+            let mut moved = slot.clone();
+            for (_, place) in moved.bodies.iter_mut().filter(|(_, p)| p.segment == segment) {
+                *place = places.next().expect("one for each piece");
+            }
+            moved.record = places.next().expect("one for each piece");
+            let mut index = self.index.lock();
+            // Removed meanwhile, it stays so.
+            if index.get(id).is_some_and(|now| now.record == slot.record) {
+                index.put(id, moved.clone());
+                drop(index);
+                self.note(id, &moved)?;
+            }
         }
-        new.db.flush()?;
-        drop((new, old));
-        self.replace(|path| std::fs::rename(&fresh, path))?;
-        let disk = occupied(&self.path);
-        tracing::debug!(disk, entries = order.len(), "the store was compacted");
-        self.index.lock().disk = disk;
+        self.drop_segments(&[segment])
+    }
+
+    /// Removes segments that nobody needs, when the index on disk knows that, too.
+    fn drop_segments(&self, segments: &[u32]) -> io::Result<()> {
+        if segments.is_empty() {
+            return Ok(());
+        }
+        opened(&self.on_disk.lock())?.flush()?;
+        for segment in segments {
+            self.index.lock().segments.remove(segment);
+            log::remove(&self.path.join("log"), *segment)?;
+        }
         Ok(())
     }
 
-    /// The last resort, so that the limit holds whatever sled does.
-    fn empty(&self) -> ::sled::Result<()> {
-        tracing::warn!("the store came to its limit in spite of eviction; emptying it");
-        self.replace(|_| Ok(()))?;
-        let mut index = self.index.lock();
-        *index = Index { budget: index.budget, disk: occupied(&self.path), ..Index::default() };
-        Ok(())
-    }
-
-    /// Puts another directory in the place of the one in use, when nobody reads from it.
-    fn replace(&self, make: impl FnOnce(&Path) -> io::Result<()>) -> ::sled::Result<()> {
-        let mut trees = self.trees.write();
-        *trees = None;
-        let (current, old) = (self.path.join(CURRENT), self.path.join("old"));
+    /// Replaces the index on disk by one that was written in one go.
+    fn write_index_anew(&self) -> io::Result<()> {
+        let name = |name| self.path.join(name);
+        let (current, new, old) = (name("index"), name("index.new"), name("index.old"));
+        let _ = std::fs::remove_dir_all(&new);
+        let mut on_disk = self.on_disk.lock();
+        let fresh = open_index(&new)?;
+        let ids = self.index.lock().ids();
+        for id in ids {
+            let Some(slot) = self.index.lock().get(id).cloned() else { continue };
+            fresh.insert(id.0, postcard::to_stdvec(&slot).map_err(io::Error::other)?)?;
+        }
+        fresh.flush()?;
+        drop(fresh);
+        *on_disk = None;
         std::fs::rename(&current, &old)?;
-        make(&current)?;
-        *trees = Some(Trees::open(&current)?);
-        drop(trees);
-        Ok(std::fs::remove_dir_all(&old)?)
+        std::fs::rename(&new, &current)?;
+        *on_disk = Some(open_index(&current)?);
+        std::fs::remove_dir_all(&old)?;
+        let disk = occupied(&current);
+        tracing::debug!(disk, "the store's index was written anew");
+        self.index_disk.store(disk, Ordering::Relaxed);
+        self.index_fresh.store(disk, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// The last resort, so that the limit holds whatever happens.
+    fn empty(&self) -> io::Result<()> {
+        tracing::warn!("the store came to its limit in spite of eviction; emptying it");
+        let ids = self.index.lock().ids();
+        for id in ids {
+            self.remove(id)?;
+        }
+        let end = self.roll(&mut self.end.lock())?;
+        let all = self.index.lock().empty_segments(end);
+        self.drop_segments(&all)?;
+        self.write_index_anew()
     }
 
     pub(super) fn for_each(&self, each: &mut dyn FnMut(KeyId, &Entry)) {
-        let entries = self.with(|trees| Ok(trees.entries.clone()));
-        for pair in entries.iter().flat_map(::sled::Tree::iter) {
-            let Ok((id, record)) = pair else { break };
-            if let (Ok(id), Some(entry)) = (id.as_ref().try_into(), Entry::decode(&record)) {
-                each(KeyId(id), &entry);
+        let ids = self.index.lock().ids();
+        for id in ids {
+            if let Ok(Some((entry, _))) = self.load(id, 0, Wait::Yes) {
+                each(id, &entry);
             }
         }
     }
 
-    pub(super) fn flush(&self) -> ::sled::Result<()> {
-        self.with(|trees| trees.db.flush().map(drop))
+    pub(super) fn flush(&self) -> io::Result<()> {
+        self.end.lock().file.sync_data()?;
+        opened(&self.on_disk.lock())?.flush()?;
+        Ok(())
     }
 
     pub(super) fn stats(&self) -> Stats {
         let index = self.index.lock();
+        let (entries, live_bytes) = (index.len() as u64, index.live);
+        drop(index);
         Stats {
             kind: "sled".into(),
-            entries: index.by_key.len() as u64,
-            live_bytes: index.live,
+            entries,
+            live_bytes,
             disk_bytes: occupied(&self.path),
             max_bytes: self.max_bytes,
             evicted: self.evicted.load(Ordering::Relaxed),
@@ -379,36 +434,14 @@ impl SledRoom {
         }
     }
 
-    fn failed(&self, error: &::sled::Error) {
+    fn failed(&self, error: &io::Error) {
         self.errors.fetch_add(1, Ordering::Relaxed);
         tracing::warn!(%error, "the store failed; going on without it");
     }
 }
 
-fn remove_all(tree: &::sled::Tree, prefix: &[u8]) -> ::sled::Result<()> {
-    for key in tree.scan_prefix(prefix).keys() {
-        tree.remove(key?)?;
-    }
-    Ok(())
-}
-
-fn body_key(id: KeyId, body: BodyId) -> [u8; 48] {
-    let mut key = [0; 48];
-    key[..16].copy_from_slice(&id.0);
-    key[16..].copy_from_slice(&body.0);
-    key
-}
-
-fn write_use(used: u64, size: u64) -> [u8; 16] {
-    let mut value = [0; 16];
-    value[..8].copy_from_slice(&used.to_be_bytes());
-    value[8..].copy_from_slice(&size.to_be_bytes());
-    value
-}
-
-fn read_use(value: &[u8]) -> Option<(u64, u64)> {
-    let (used, size) = value.split_at_checked(8)?;
-    Some((u64::from_be_bytes(used.try_into().ok()?), u64::from_be_bytes(size.try_into().ok()?)))
+fn opened(index: &Option<::sled::Db>) -> io::Result<&::sled::Db> {
+    index.as_ref().ok_or_else(|| io::Error::other("the store's index could not be opened again"))
 }
 
 /// Bytes that the files below a directory occupy.
@@ -421,4 +454,96 @@ pub fn occupied(path: &Path) -> u64 {
         Err(_) => 0,
     });
     sizes.sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderMap;
+
+    use super::super::key::Key;
+    use super::super::store::Store;
+    use super::super::stored::{Coding, Validator, write_head};
+    use super::*;
+    use crate::github::credentials::Credentials;
+
+    fn key(number: u64) -> Key {
+        Key::of("api.github.com", &format!("/{number}"), &HeaderMap::new())
+    }
+
+    fn put(store: &Store, number: u64, body: Bytes, now: u64) {
+        let representation = Representation {
+            body: BodyId::of(&body),
+            body_len: body.len() as u64,
+            plain_len: body.len() as u64,
+            coding: Coding::Identity,
+            head: write_head(&HeaderMap::new()),
+            recipe: None,
+            elements: None,
+            stored_at: now,
+            validators: Vec::new(),
+        };
+        let credential = Credentials::new(b"s").identify(&HeaderMap::new());
+        let validator =
+            Validator { credential, principal: None, etag: None, last_modified: None, confirmed_at: now, max_age: 0 };
+        let new = Some((representation.body, body));
+        store.update(
+            key(number).id(),
+            None,
+            || Entry::new(key(number)),
+            new,
+            true,
+            |entry| entry.put(representation, validator),
+        );
+    }
+
+    fn body(number: u64, version: u64) -> Bytes {
+        let seed = BodyId::of(format!("{number} {version}").as_bytes()).0;
+        seed.iter().copied().cycle().take(3000 + usize::try_from(number % 7).unwrap() * 2000).collect()
+    }
+
+    /// What is in the store of `0..2000`, each checked to be its newest version.
+    async fn found(store: &Store, newest: impl Fn(u64) -> u64) -> Vec<u64> {
+        let mut found = Vec::new();
+        for number in 0..2000 {
+            let Some(loaded) = store.load(key(number).id(), u64::MAX / 2).await else { continue };
+            let i = loaded.entry.representations.len() - 1;
+            let stored = store.body(key(number).id(), &loaded, i).await.expect("a body for each entry");
+            assert_eq!(stored, body(number, newest(number)), "{number}");
+            found.push(number);
+        }
+        found
+    }
+
+    #[tokio::test]
+    async fn compaction_and_restarts_keep_what_was_used_last() {
+        const LIMIT: u64 = 16 << 20;
+        let dir = tempfile::tempdir().unwrap();
+        let open = || Store::on_disk(SledRoom::open(dir.path(), LIMIT).unwrap(), 1 << 16);
+        let mut now = 1;
+        // 18 MB live in 60 MB written: what is evicted, and what is waste, lie among the rest.
+        for round in 0..3 {
+            let store = open();
+            for version in [2 * round, 2 * round + 1] {
+                for number in (0..2000).filter(|n| version == 0 || n % 3 != 0 || n % 100 == 0) {
+                    now += 1;
+                    put(&store, number, body(number, version), now);
+                    if number % 50 == 0 {
+                        store.flush();
+                        assert!(occupied(dir.path()) <= LIMIT, "{}", occupied(dir.path()));
+                    }
+                }
+            }
+            store.close();
+        }
+        std::fs::create_dir(dir.path().join("cache-v1")).unwrap();
+        let store = open();
+        assert!(!dir.path().join("cache-v1").exists(), "another format's");
+        let found = found(&store, |n| if n % 3 != 0 || n % 100 == 0 { 5 } else { 0 }).await;
+        let stats = store.stats();
+        assert!(stats.live_bytes <= LIMIT / 2 && stats.live_bytes > LIMIT / 3, "{stats:?}");
+        assert_eq!((stats.entries, stats.corrupt, stats.errors), (found.len() as u64, 0, 0), "{stats:?}");
+        let evicted_after = found.iter().filter(|n| *n % 3 != 0).min().unwrap();
+        assert!((*evicted_after..2000).filter(|n| n % 3 != 0).all(|n| found.contains(&n)), "the newest stay");
+        store.close();
+    }
 }

@@ -11,10 +11,11 @@ use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use http::HeaderMap;
-use moka::sync::Cache;
 use parking_lot::{Condvar, Mutex};
 
 use super::key::KeyId;
+use super::log::Wait;
+use super::memory::Memory;
 use super::sled::SledRoom;
 use super::stored::{self, BodyId, Entry, Representation};
 
@@ -119,13 +120,15 @@ pub struct Stats {
 
 /// The store of responses.
 pub struct Store {
-    memory: Cache<KeyId, Arc<Loaded>, foldhash::fast::RandomState>,
+    memory: Memory<Arc<Loaded>>,
     room: Option<Arc<SledRoom>>,
     queue: Arc<(Mutex<Queue>, Condvar)>,
     locks: Vec<Mutex<()>>,
     writer: Mutex<Option<std::thread::JoinHandle<()>>>,
     readers: tokio::sync::Semaphore,
     max_bytes: u64,
+    /// Out of memory, where there is nothing behind it.
+    evicted: AtomicU64,
     corrupt: AtomicU64,
     errors: AtomicU64,
 }
@@ -143,15 +146,6 @@ impl Store {
     }
 
     fn build(room: Option<Arc<SledRoom>>, memory_bytes: u64, max_bytes: u64) -> Store {
-        let only_memory = room.is_none();
-        let weigh = move |_: &KeyId, loaded: &Arc<Loaded>| {
-            let weight = loaded.weight();
-            let large = loaded.entry.representations.iter().filter(|r| r.body_len > MAX_IN_MEMORY);
-            let elsewhere = if only_memory { 0 } else { large.map(|r| r.body_len).sum() };
-            u32::try_from(weight - elsewhere).unwrap_or(u32::MAX)
-        };
-        let memory = Cache::builder().weigher(weigh).max_capacity(memory_bytes);
-        let memory = memory.eviction_policy(moka::policy::EvictionPolicy::lru()).build_with_hasher(Default::default());
         let queue = Arc::new((Mutex::new(Queue::default()), Condvar::new()));
         let writer = room.clone().map(|room| {
             let queue = queue.clone();
@@ -159,7 +153,8 @@ impl Store {
             name.spawn(move || write_behind(&room, &queue)).expect("a thread can be started")
         });
         Store {
-            memory,
+            memory: Memory::new(memory_bytes),
+            evicted: AtomicU64::new(0),
             room,
             queue,
             locks: (0..64).map(|_| Mutex::new(())).collect(),
@@ -184,9 +179,19 @@ impl Store {
         Some(loaded)
     }
 
+    fn keep_in_memory(&self, id: KeyId, loaded: Arc<Loaded>) {
+        let large = loaded.entry.representations.iter().filter(|r| r.body_len > MAX_IN_MEMORY);
+        let elsewhere = if self.room.is_none() { 0 } else { large.map(|r| r.body_len).sum() };
+        let weight = loaded.weight() - elsewhere;
+        let gone = self.memory.insert(id, loaded, weight);
+        if self.room.is_none() {
+            self.evicted.fetch_add(gone as u64, Ordering::Relaxed);
+        }
+    }
+
     /// None: only the disk knows. `Some(None)`: removed, although the disk may not know yet.
     fn in_memory(&self, id: KeyId) -> Option<Option<Arc<Loaded>>> {
-        if let Some(loaded) = self.memory.get(&id) {
+        if let Some(loaded) = self.memory.get(id) {
             return Some(Some(loaded));
         }
         if self.room.is_none() {
@@ -199,7 +204,15 @@ impl Store {
 
     async fn read_disk(&self, id: KeyId) -> Option<Arc<Loaded>> {
         let room = self.room.clone()?;
-        let loaded = match self.read(move || room.load(id, MAX_IN_MEMORY)).await? {
+        // What the system has in memory is read here: less than a thread's wake-up.
+        let at_once = room.load(id, MAX_IN_MEMORY, Wait::No);
+        let found = match at_once {
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                self.read(move || room.load(id, MAX_IN_MEMORY, Wait::Yes)).await?
+            }
+            found => found,
+        };
+        let loaded = match found {
             Ok(None) => return None,
             Ok(Some((entry, bodies))) => Loaded::new(entry, &bodies, None),
             Err(error) => {
@@ -219,7 +232,7 @@ impl Store {
             Some(newer) => newer,
             None => {
                 let loaded = Arc::new(loaded);
-                self.memory.insert(id, loaded.clone());
+                self.keep_in_memory(id, loaded.clone());
                 Some(loaded)
             }
         }
@@ -327,7 +340,7 @@ impl Store {
             pending.dropped.extend(dropped);
             self.queue.1.notify_one();
         }
-        self.memory.insert(id, loaded);
+        self.keep_in_memory(id, loaded);
     }
 
     /// Removes what is stored under a key.
@@ -337,7 +350,7 @@ impl Store {
     }
 
     fn forget(&self, id: KeyId) {
-        self.memory.invalidate(&id);
+        self.memory.remove(id);
         if self.room.is_some() {
             let mut queue = self.queue.0.lock();
             let replaced = queue.waiting.insert(id, Pending::default());
@@ -353,7 +366,7 @@ impl Store {
     /// Calls `each` for every entry, in no order. Blocks on the disk.
     pub fn for_each(&self, mut each: impl FnMut(KeyId, &Entry)) {
         match &self.room {
-            None => self.memory.iter().for_each(|(id, loaded)| each(*id, &loaded.entry)),
+            None => self.memory.all().iter().for_each(|(id, loaded)| each(*id, &loaded.entry)),
             Some(room) => {
                 self.flush();
                 room.for_each(&mut each);
@@ -409,11 +422,12 @@ impl Store {
         let mut stats = match &self.room {
             Some(room) => room.stats(),
             None => {
-                self.memory.run_pending_tasks();
+                let (entries, live_bytes) = self.memory.size();
                 Stats {
                     kind: "memory".into(),
-                    entries: self.memory.entry_count(),
-                    live_bytes: self.memory.weighted_size(),
+                    entries,
+                    live_bytes,
+                    evicted: self.evicted.load(Ordering::Relaxed),
                     ..Stats::default()
                 }
             }
@@ -424,7 +438,7 @@ impl Store {
         stats
     }
 
-    fn failed(&self, error: &::sled::Error) {
+    fn failed(&self, error: &std::io::Error) {
         self.errors.fetch_add(1, Ordering::Relaxed);
         tracing::warn!(%error, "the store failed; going on without it");
     }

@@ -62,6 +62,7 @@ pub struct Representation {
     pub plain_len: u64,
     pub coding: Coding,
     /// Status line and fields, without those of a connection or a credential.
+    #[serde(with = "serde_bytes")]
     pub head: Vec<u8>,
     /// How its entity tag is made; none if the known recipe does not make it.
     pub recipe: Option<Recipe>,

@@ -129,7 +129,8 @@ pub async fn start(config: &Config, listeners: Listeners, apart: Apart) -> Resul
         not_found_ttl: config.not_found_ttl,
         stale_max_age: config.stale_max_age,
         expected_etag: config.expected_etag == Switch::On,
-        max_object_bytes: config.max_object_bytes,
+        // One object must not displace all others, nor lead over the limit.
+        max_object_bytes: config.max_object_bytes.min(config.store_max_bytes / 10),
         upload_idle: config.client_timeout,
         pseudonym: format!(
             "ghtap-{}",

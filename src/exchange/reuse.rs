@@ -16,9 +16,9 @@ use crate::cache::stored::{Coding, Entry};
 use crate::calls::Outcome;
 use crate::fields;
 
-/// A confirmation is noted again after this long, in milliseconds; on disk, after the second.
-const NOTE_EVERY_MS: u64 = 60_000;
-const NOTE_ON_DISK_EVERY_MS: u64 = 600_000;
+/// A confirmation is noted again after this long, in milliseconds: what may stand in when GitHub cannot answer is
+/// told by the hour.
+const NOTE_EVERY_MS: u64 = 600_000;
 
 impl Exchange {
     /// Remembers that GitHub has just confirmed a representation to this credential.
@@ -34,7 +34,7 @@ impl Exchange {
         let body = entry.representations[chosen.i].body;
         let known = entry.representations[chosen.i].validator(asked.credential);
         let age = known.map_or(u64::MAX, |v| asked.at.saturating_sub(v.confirmed_at));
-        // The hour's thousand confirmations of one answer need not each be noted, on disk even less.
+        // The hour's thousand confirmations of one answer need not each be noted, unless freshness is told by them.
         if age < NOTE_EVERY_MS && self.settings.freshness == policy::Freshness::Revalidate {
             return;
         }
@@ -42,7 +42,7 @@ impl Exchange {
         let quoted = tag.map(|t| format!("\"{t}\""));
         validator.etag = validator.etag.or(known.and_then(|v| v.etag.clone())).or(quoted);
         validator.last_modified = validator.last_modified.or(known.and_then(|v| v.last_modified.clone()));
-        let on_disk = age > NOTE_ON_DISK_EVERY_MS;
+        let on_disk = age >= NOTE_EVERY_MS;
         let fresh = || Entry::new(asked.key());
         self.store.update(id, Some(&chosen.loaded), fresh, None, on_disk, |entry| {
             for representation in &mut entry.representations {

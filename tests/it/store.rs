@@ -132,7 +132,7 @@ async fn the_limit_holds_on_disk() {
     let github = GitHub::start().await;
     let tap =
         Tap::start(&github, &[&format!("--store-max-bytes={LIMIT}"), "--store-memory-bytes=1MiB", "--log=debug"]).await;
-    let store = tap.data_dir().join("cache-v1");
+    let store = tap.data_dir().join("cache-v2");
     let mut client = Client::connect(&tap).await;
     github.put("/repos/o/r/kept", Resource { body: vec![b'k'; 10_000], ..Resource::default() });
     let mut most = 0;
@@ -167,18 +167,20 @@ async fn a_changed_byte_on_disk_is_a_miss() {
     let mut tap = Tap::start(&github, &[]).await;
     Client::connect(&tap).await.get("/repos/o/r/x", "a", &[]).await;
     assert_eq!(tap.terminate().await, Some(0));
-    // Change the stored bodies under the tap's nose, in sled's own file.
-    let file = tap.data_dir().join("cache-v1/current/db");
-    let mut bytes = std::fs::read(&file).unwrap();
+    // Change the stored body under the tap's nose.
     let mut changed = 0;
-    for i in 0..bytes.len().saturating_sub(16) {
-        if bytes[i..i + 16] == [b'q'; 16] {
-            bytes[i + 8] = b'!';
-            changed += 1;
+    for file in std::fs::read_dir(tap.data_dir().join("cache-v2/log")).unwrap() {
+        let path = file.unwrap().path();
+        let mut bytes = std::fs::read(&path).unwrap();
+        for i in 0..bytes.len().saturating_sub(16) {
+            if bytes[i..i + 16] == [b'q'; 16] {
+                bytes[i + 8] = b'!';
+                changed += 1;
+            }
         }
+        std::fs::write(&path, bytes).unwrap();
     }
     assert!(changed > 0);
-    std::fs::write(&file, bytes).unwrap();
     tap.launch().await;
     let reply = Client::connect(&tap).await.get("/repos/o/r/x", "a", &[]).await;
     assert_eq!((reply.status, reply.body), (200, vec![b'q'; 50_000]));
@@ -207,7 +209,7 @@ async fn a_memory_store_leaves_nothing_on_disk() {
     let mut client = Client::connect(&tap).await;
     client.get("/repos/o/r", "a", &[]).await;
     assert_eq!(client.get("/repos/o/r", "a", &[]).await.x_cache(), "ONLINE_HIT");
-    assert!(!tap.data_dir().join("cache-v1").exists());
+    assert!(!tap.data_dir().join("cache-v2").exists());
 }
 
 #[tokio::test]
@@ -240,7 +242,7 @@ async fn what_is_stored_is_ours_alone_to_read() {
     use std::os::unix::fs::PermissionsExt;
     let github = GitHub::start().await;
     let tap = Tap::start(&github, &[]).await;
-    for name in ["ca", "cache-v1", "ledger-v1"] {
+    for name in ["ca", "cache-v2", "ledger-v1"] {
         let mode = std::fs::metadata(tap.data_dir().join(name)).unwrap().permissions().mode() & 0o777;
         assert_eq!(mode, 0o700, "{name}");
     }
