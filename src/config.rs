@@ -10,7 +10,8 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use ipnet::IpNet;
 
 use crate::cache::policy::Freshness;
-use crate::calls::report::{By, Format};
+use crate::calls::render::Format;
+use crate::calls::report::{self, By};
 
 /// A forward proxy that spends a fraction of GitHub's rate limit, and counts every call.
 #[derive(Debug, Parser)]
@@ -145,6 +146,16 @@ pub struct Tap {
     /// Leave the name constraints off the root (LibreSSL cannot read them there); the intermediate keeps them.
     #[arg(long, env = "GHTAP_UNCONSTRAINED_ROOT", value_parser = clap::builder::FalseyValueParser::new(), action = clap::ArgAction::SetTrue)]
     pub unconstrained_root: bool,
+    /// When a run that makes no more calls has ended.
+    #[arg(long, value_name = "DURATION", env = "GHTAP_RUN_IDLE", default_value = "10m", value_parser = duration)]
+    pub run_idle: Duration,
+    /// How long the inventories of runs are kept. (Counts are kept by the minute for two days, by the hour for
+    /// thirty, by the day for four hundred.)
+    #[arg(long, value_name = "DURATION", env = "GHTAP_LEDGER_RETENTION", default_value = "30d", value_parser = duration)]
+    pub ledger_retention: Duration,
+    /// What reports call a credential, instead of the digits that they show for it. Repeatable.
+    #[arg(long, value_name = "DIGITS=NAME", env = "GHTAP_CREDENTIAL_NAME", value_delimiter = ',', value_parser = credential_name)]
+    pub credential_name: Vec<(String, String)>,
     /// Threads of the proxy. [default: one for each processor]
     #[arg(long, value_name = "N", env = "GHTAP_THREADS", value_parser = clap::value_parser!(u16).range(1..))]
     pub threads: Option<u16>,
@@ -163,6 +174,23 @@ pub struct Serve {
     /// Take TLS connections here, too, by server name: for clients that know no proxy and find us by a hosts file or DNS.
     #[arg(long, value_name = "ADDR", env = "GHTAP_LISTEN_TLS")]
     pub listen_tls: Option<SocketAddr>,
+    /// Who calls from a network, where the proxy's URL gives no name: for git, which names itself only when asked to, and
+    /// for Java. Repeatable; the first that fits counts.
+    #[arg(long, value_name = "NETWORK=NAME", env = "GHTAP_CLIENT", value_delimiter = ',', value_parser = client_rule)]
+    pub client: Vec<(IpNet, String)>,
+    /// The clients that are known: lines of htpasswd -B, or a registry of github-proxy (YAML). Read again when it changes.
+    #[arg(long, value_name = "FILE", env = "GHTAP_CLIENTS_FILE")]
+    pub clients_file: Option<PathBuf>,
+    /// Serve known clients only: those of --clients-file, with their secrets, and the networks of --client. Others get 407.
+    #[arg(long, env = "GHTAP_REQUIRE_PROXY_AUTH", value_parser = clap::builder::FalseyValueParser::new(), action = clap::ArgAction::SetTrue)]
+    pub require_proxy_auth: bool,
+    /// What who asks the admin address must know, when it listens on more than loopback. [default: one is made at first
+    /// start, in admin-token in the data directory]
+    #[arg(long, value_name = "TOKEN", env = "GHTAP_ADMIN_TOKEN", hide_env_values = true, value_parser = token)]
+    pub admin_token: Option<String>,
+    /// A name by which the admin address is asked, besides its own IP address and localhost. Repeatable.
+    #[arg(long, value_name = "HOST", env = "GHTAP_ADMIN_HOST", value_delimiter = ',', value_parser = host)]
+    pub admin_host: Vec<String>,
     /// After SIGTERM or SIGINT, how long exchanges may take to finish.
     #[arg(long, value_name = "DURATION", env = "GHTAP_DRAIN", default_value = "30s", value_parser = duration)]
     pub drain: Duration,
@@ -181,14 +209,19 @@ pub struct Run {
     /// Fail, with exit code 3, when the command makes more charged calls than this.
     #[arg(long, value_name = "N")]
     pub budget: Option<u64>,
-    /// Compare with an inventory that --save kept; fail, with exit code 3, when a route got more expensive.
+    /// Compare with an inventory that --save kept, route by route; print what grew, what is new and what went, and fail,
+    /// with exit code 3, when what grew and what is new is more than --tolerance.
     #[arg(long, value_name = "FILE")]
     pub baseline: Option<PathBuf>,
+    /// How much the charged calls of routes may grow, in percent of all charged calls of the baseline. What others became
+    /// cheaper does not count against it.
+    #[arg(long, value_name = "PERCENT", default_value = "10%", value_parser = percent)]
+    pub tolerance: f64,
     /// Keep the inventory in a file.
     #[arg(long, value_name = "FILE")]
     pub save: Option<PathBuf>,
     /// How to print the inventory (to stderr).
-    #[arg(long, value_name = "table|json", default_value = "table")]
+    #[arg(long, value_name = "table|json|markdown", default_value = "table")]
     pub report: ReportFormat,
     /// The command and its arguments.
     #[arg(last = true, required = true, value_name = "COMMAND")]
@@ -250,15 +283,24 @@ pub struct Report {
     #[command(flatten)]
     pub places: Places,
     /// What to sum up by.
-    #[arg(long, value_name = "route|client|run|credential|host", default_value = "route")]
+    #[arg(long, value_name = "route|client|run|credential|host|hour|outcome", default_value = "route")]
     pub by: By,
-    /// How far back. [default: all]
-    #[arg(long, value_name = "DURATION", value_parser = duration)]
-    pub since: Option<Duration>,
-    /// Only this run.
+    /// From when on: how long ago, or when, as 90m, 2d, 2026-11-21 or 2026-11-21T10:00:00Z. [default: all]
+    #[arg(long, value_name = "MOMENT", value_parser = moment)]
+    pub since: Option<String>,
+    /// Until when. [default: now]
+    #[arg(long, value_name = "MOMENT", value_parser = moment)]
+    pub until: Option<String>,
+    /// Only this run: the same as --where run=RUN.
     #[arg(long, value_name = "RUN")]
     pub run: Option<String>,
-    #[arg(long, value_name = "table|json|csv", default_value = "table")]
+    /// Only what has this name, as client=ci or "route=GET /user". Repeatable.
+    #[arg(long = "where", value_name = "WHAT=NAME", value_parser = report::only)]
+    pub only: Vec<(By, String)>,
+    /// The lines that cost most, so many.
+    #[arg(long, value_name = "N")]
+    pub top: Option<usize>,
+    #[arg(long, value_name = "table|json|csv|markdown", default_value = "table")]
     pub format: Format,
 }
 
@@ -320,6 +362,7 @@ pub enum LogFormat {
 pub enum ReportFormat {
     Table,
     Json,
+    Markdown,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -486,6 +529,41 @@ fn freshness(text: &str) -> Result<Freshness, String> {
     }
 }
 
+fn moment(text: &str) -> Result<String, String> {
+    report::moment(text, u64::MAX / 2).map(|_| text.to_owned())
+}
+
+fn percent(text: &str) -> Result<f64, String> {
+    let number = text.trim_end_matches('%').trim().parse::<f64>().ok();
+    number.filter(|n| n.is_finite() && *n >= 0.0).ok_or_else(|| "a percentage is expected, for instance 10%".into())
+}
+
+fn token(text: &str) -> Result<String, String> {
+    match text.len() >= 8 && text.bytes().all(|b| b.is_ascii_graphic()) {
+        true => Ok(text.to_owned()),
+        false => Err("a token is eight or more letters, digits and signs, without blanks".into()),
+    }
+}
+
+fn client_rule(text: &str) -> Result<(IpNet, String), String> {
+    let (net, name) = text.split_once('=').ok_or("NETWORK=NAME is expected, for instance 10.2.0.0/16=ci")?;
+    if name.is_empty() {
+        return Err("the network has no name: NETWORK=NAME is expected".into());
+    }
+    Ok((network(net)?, name.to_owned()))
+}
+
+fn credential_name(text: &str) -> Result<(String, String), String> {
+    let wrong = || "DIGITS=NAME is expected, for instance 1a2b3c4d=release-bot, where reports show credential:1a2b3c4d";
+    let (digits, name) = text.split_once('=').ok_or_else(wrong)?;
+    let digits = digits.strip_prefix("credential:").unwrap_or(digits).to_ascii_lowercase();
+    let safe = !name.is_empty() && name.len() <= 64 && name.bytes().all(|b| b.is_ascii_graphic());
+    match digits.len() == 8 && digits.bytes().all(|b| b.is_ascii_hexdigit()) && safe {
+        true => Ok((digits, name.to_owned())),
+        false => Err(wrong().into()),
+    }
+}
+
 fn network(text: &str) -> Result<IpNet, String> {
     let net = text.parse::<IpNet>().or_else(|_| text.parse::<std::net::IpAddr>().map(IpNet::from));
     net.map_err(|_| "a network is expected, for instance 10.0.0.0/8".into())
@@ -552,6 +630,10 @@ mod tests {
             (["--intercept", "https://x"], "without scheme"),
             (["--tunnel-deny", "x"], "10.0.0.0/8"),
             (["--tunnel-ports", "0"], "0"),
+            (["--client", "10.0.0.0/8"], "10.2.0.0/16=ci"),
+            (["--client", "x=ci"], "10.0.0.0/8"),
+            (["--credential-name", "xyz=bot"], "1a2b3c4d=release-bot"),
+            (["--admin-token", "short"], "eight or more"),
         ] {
             assert!(serve(&args).unwrap_err().contains(said), "{args:?}: {}", serve(&args).unwrap_err());
         }

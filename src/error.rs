@@ -6,6 +6,7 @@
 use http::{HeaderValue, Response, StatusCode, header};
 
 use crate::body::Body;
+use crate::clients;
 use crate::origin;
 
 /// Where the kinds of failure are explained that `Proxy-Status` names.
@@ -20,6 +21,8 @@ pub enum Error {
     BadRequest(String),
     #[error("{0}")]
     Forbidden(String),
+    #[error(transparent)]
+    UnknownClient(#[from] clients::Unknown),
     #[error("{0}")]
     Misdirected(String),
     #[error(
@@ -37,6 +40,7 @@ impl Error {
         match self {
             Error::BadRequest(_) => (StatusCode::BAD_REQUEST, "http_request_error"),
             Error::Forbidden(_) => (StatusCode::FORBIDDEN, "http_request_denied"),
+            Error::UnknownClient(_) => (StatusCode::PROXY_AUTHENTICATION_REQUIRED, "http_request_denied"),
             Error::Misdirected(_) => (StatusCode::MISDIRECTED_REQUEST, "http_request_error"),
             Error::Loop => (StatusCode::LOOP_DETECTED, "proxy_loop_detected"),
             Error::UnaskedNotModified => (StatusCode::BAD_GATEWAY, "http_protocol_error"),
@@ -76,6 +80,12 @@ impl Error {
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json; charset=utf-8"));
         let proxy_status = format!("ghtap; error={kind}");
+        if status == StatusCode::PROXY_AUTHENTICATION_REQUIRED {
+            headers.insert(
+                header::PROXY_AUTHENTICATE,
+                HeaderValue::from_static("Basic realm=\"ghtap\", charset=\"UTF-8\""),
+            );
+        }
         headers.insert("proxy-status", HeaderValue::from_str(&proxy_status).expect("a token"));
         response
     }

@@ -9,10 +9,13 @@ use prometheus::{
 };
 
 use crate::cache::store;
-use crate::github::limits::Quota;
+use crate::calls::quota::Window;
+use crate::calls::runs::Ended;
 
-/// Clients, credentials and routes that have series of their own; the rest is `other`.
-const MAX_VALUES: usize = 200;
+/// What has series of its own; the rest is `other`. With all of them, `/metrics` has less than 5,000 series.
+const MAX_CLIENTS: usize = 200;
+const MAX_RUN_CLIENTS: usize = 40;
+const MAX_CREDENTIALS: usize = 100;
 const MAX_ROUTES: usize = 500;
 
 /// All metrics, and the registry that `/metrics` shows.
@@ -26,6 +29,12 @@ pub struct Metrics {
     quota_limit: GaugeVec,
     quota_remaining: GaugeVec,
     quota_reset: GaugeVec,
+    quota_used_by_us: GaugeVec,
+    quota_used_by_others: GaugeVec,
+    run_calls: HistogramVec,
+    run_charged: HistogramVec,
+    run_average: GaugeVec,
+    pub last_answer: Gauge,
     recipe: IntCounterVec,
     pub refused: IntCounterVec,
     pub connections: IntCounterVec,
@@ -38,8 +47,10 @@ pub struct Metrics {
     pub ledger_errors: IntCounter,
     pub ledger_bytes: Gauge,
     pub head_wait: Histogram,
-    store: [Gauge; 6],
+    store: [Gauge; 3],
+    store_totals: [IntCounter; 3],
     clients: Bounded,
+    run_clients: Bounded,
     credentials: Bounded,
     routes: Bounded,
 }
@@ -135,6 +146,30 @@ impl Metrics {
                 "X-RateLimit-Reset as last seen.",
                 &["credential", "resource"],
             ),
+            quota_used_by_us: gauges(
+                r,
+                "ghtap_quota_used_by_us",
+                "Charged calls through this tap since the last reset.",
+                &["credential", "resource"],
+            ),
+            quota_used_by_others: gauges(
+                r,
+                "ghtap_quota_used_by_others",
+                "X-RateLimit-Used less what this tap was charged.",
+                &["credential", "resource"],
+            ),
+            run_calls: runs(r, "ghtap_run_calls", "Calls of a run, by client, when it has ended."),
+            run_charged: runs(r, "ghtap_run_charged_calls", "Charged calls of a run, by client, when it has ended."),
+            run_average: gauges(
+                r,
+                "ghtap_run_average_calls",
+                "Calls per run over the client's last 100 runs, all or charged.",
+                &["client", "kind"],
+            ),
+            last_answer: gauge(
+                "ghtap_upstream_last_answer_timestamp_seconds",
+                "When GitHub last answered; 0: not since the start.",
+            ),
             recipe: counters(
                 r,
                 "ghtap_etag_recipe_total",
@@ -156,12 +191,15 @@ impl Metrics {
                 gauge("ghtap_store_entries", "Keys with a stored response."),
                 gauge("ghtap_store_live_bytes", "Bytes of what is stored."),
                 gauge("ghtap_store_disk_bytes", "Bytes that the store's directory occupies."),
-                gauge("ghtap_store_evicted", "Keys evicted since the start."),
-                gauge("ghtap_store_corrupt", "Stored responses that failed their check since the start."),
-                gauge("ghtap_store_errors", "Reads and writes of the store that failed since the start."),
             ],
-            clients: Bounded::new("client", MAX_VALUES),
-            credentials: Bounded::new("credential", MAX_VALUES),
+            store_totals: [
+                counter(r, "ghtap_store_evicted_total", "Keys evicted."),
+                counter(r, "ghtap_store_corrupt_total", "Stored responses that failed their check."),
+                counter(r, "ghtap_store_errors_total", "Reads and writes of the store that failed."),
+            ],
+            clients: Bounded::new("client", MAX_CLIENTS),
+            run_clients: Bounded::new("run_client", MAX_RUN_CLIENTS),
+            credentials: Bounded::new("credential", MAX_CREDENTIALS),
             routes: Bounded::new("route", MAX_ROUTES),
             registry,
         }
@@ -181,19 +219,28 @@ impl Metrics {
         self.by_client.with_label_values(&[self.clients.fold(client, &self.folded), charged]).inc();
     }
 
-    /// What GitHub said of a credential's quota.
-    pub fn quota(&self, credential: &str, quota: &Quota) {
-        let credential = self.credentials.fold(credential, &self.folded);
-        let labels = [credential, quota.resource.unwrap_or("core")];
-        let fields = [
-            (&self.quota_limit, quota.limit),
-            (&self.quota_remaining, quota.remaining),
-            (&self.quota_reset, quota.reset),
-        ];
-        for (gauge, value) in fields {
-            if let Some(value) = value {
-                gauge.with_label_values(&labels).set(value as f64);
-            }
+    /// What is known of a credential's quota.
+    pub fn quota(&self, credential: &str, resource: &str, window: &Window) {
+        let labels = [self.credentials.fold(credential, &self.folded), resource];
+        for (gauge, value) in [
+            (&self.quota_limit, window.limit),
+            (&self.quota_remaining, window.remaining),
+            (&self.quota_reset, window.reset),
+            (&self.quota_used_by_us, window.used_by_us),
+            (&self.quota_used_by_others, window.used_by_others()),
+        ] {
+            gauge.with_label_values(&labels).set(value as f64);
+        }
+    }
+
+    /// A run that ended.
+    pub fn run_ended(&self, run: &Ended) {
+        let client = self.run_clients.fold(&run.client, &self.folded);
+        self.run_calls.with_label_values(&[client]).observe(run.calls as f64);
+        self.run_charged.with_label_values(&[client]).observe(run.charged as f64);
+        if client != "other" {
+            self.run_average.with_label_values(&[client, "calls"]).set(run.average.calls_per_run());
+            self.run_average.with_label_values(&[client, "charged"]).set(run.average.charged_per_run());
         }
     }
 
@@ -204,14 +251,23 @@ impl Metrics {
 
     /// The text that `/metrics` answers.
     pub fn render(&self, store: &store::Stats) -> String {
-        let values = [store.entries, store.live_bytes, store.disk_bytes, store.evicted, store.corrupt, store.errors];
-        for (gauge, value) in self.store.iter().zip(values) {
+        for (gauge, value) in self.store.iter().zip([store.entries, store.live_bytes, store.disk_bytes]) {
             gauge.set(value as f64);
+        }
+        for (counter, value) in self.store_totals.iter().zip([store.evicted, store.corrupt, store.errors]) {
+            counter.inc_by(value.saturating_sub(counter.get()));
         }
         let mut out = Vec::new();
         let _ = TextEncoder::new().encode(&self.registry.gather(), &mut out);
         String::from_utf8(out).unwrap_or_default()
     }
+}
+
+fn runs(registry: &Registry, name: &str, help: &str) -> HistogramVec {
+    let buckets = vec![1.0, 3.0, 10.0, 30.0, 60.0, 120.0, 250.0, 500.0, 1000.0, 3000.0];
+    let metric = HistogramVec::new(HistogramOpts::new(name, help).buckets(buckets), &["client"]).expect("a valid name");
+    registry.register(Box::new(metric.clone())).expect("registered once");
+    metric
 }
 
 fn counters(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {

@@ -9,18 +9,29 @@ use http_body_util::{BodyExt, Empty};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
+/// A tap's admin address, and what it wants to hear.
+#[derive(Clone, Debug)]
+pub struct At {
+    pub address: SocketAddr,
+    pub token: Option<String>,
+}
+
 /// Makes one request and gives the body of its 200.
 ///
 /// # Errors
 /// One line that says what happened: no connection, another status.
-pub async fn ask(admin: SocketAddr, method: Method, path: &str) -> Result<Bytes, String> {
+pub async fn ask(at: &At, method: Method, path: &str) -> Result<Bytes, String> {
+    let admin = at.address;
     let failed = |e: &dyn std::fmt::Display| format!("asking the tap at http://{admin}{path} failed: {e}");
     let exchange = async {
         let stream = TcpStream::connect(admin).await.map_err(|e| failed(&e))?;
         let (mut sender, connection) =
             hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|e| failed(&e))?;
-        let request =
+        let mut request =
             Request::builder().method(method).uri(path).header("host", admin.to_string()).header(super::INTENT, "1");
+        if let Some(token) = &at.token {
+            request = request.header("authorization", format!("Bearer {token}"));
+        }
         let request = request.body(Empty::<Bytes>::new()).map_err(|e| failed(&e))?;
         let driven = async {
             let _ = connection.await;

@@ -5,9 +5,18 @@
 //! may make more than one. Sent requests are recorded where they leave; one that is cut off is recorded,
 //! too.
 
+pub mod compare;
+pub mod known;
 pub mod ledger;
+pub mod live;
+mod names;
+mod packed;
+pub mod quota;
+pub mod render;
 pub mod report;
 pub mod row;
+pub mod runs;
+mod tiers;
 
 use serde::{Deserialize, Serialize};
 

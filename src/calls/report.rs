@@ -2,16 +2,18 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::time::Duration;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
 
-use super::Outcome;
 use super::ledger::Ledger;
-use super::row::{Counts, Times};
+use super::packed::Packed;
+use super::row::{Sum, Times};
+use super::tiers::Tier;
 
 /// The dimension that a report sums up by.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum By {
     Route,
@@ -19,31 +21,60 @@ pub enum By {
     Run,
     Credential,
     Host,
+    Hour,
+    Outcome,
 }
 
-/// How a report is printed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub enum Format {
-    Table,
-    Json,
-    Csv,
+impl By {
+    pub const ALL: [By; 7] = [By::Route, By::Client, By::Run, By::Credential, By::Host, By::Hour, By::Outcome];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            By::Route => "route",
+            By::Client => "client",
+            By::Run => "run",
+            By::Credential => "credential",
+            By::Host => "host",
+            By::Hour => "hour",
+            By::Outcome => "outcome",
+        }
+    }
 }
 
 /// What is asked of the ledger.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Question {
     pub by: By,
-    /// How far back, in seconds; none: all.
+    /// Seconds since 1970; none: from the beginning.
     pub since: Option<u64>,
-    /// Only this run.
-    pub run: Option<String>,
+    /// Seconds since 1970, not included; none: until now.
+    pub until: Option<u64>,
+    /// Only what has these names.
+    pub only: Vec<(By, String)>,
+    /// The lines that cost most, so many.
+    pub top: Option<usize>,
+}
+
+impl Question {
+    /// Everything, by one dimension.
+    pub fn by(by: By) -> Question {
+        Question { by, since: None, until: None, only: Vec::new(), top: None }
+    }
+
+    pub fn only(mut self, by: By, name: impl Into<String>) -> Question {
+        self.only.push((by, name.into()));
+        self
+    }
+
+    fn wanted(&self, by: By) -> impl Iterator<Item = &str> {
+        self.only.iter().filter(move |(b, _)| *b == by).map(|(_, name)| name.as_str())
+    }
 }
 
 /// One line of a report.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Line {
-    /// The route, client, … that it is about.
+    /// The route, client, … that it is about; `-` for calls that have none.
     pub name: String,
     /// Requests that clients made.
     pub calls: u64,
@@ -61,135 +92,303 @@ pub struct Line {
     /// Milliseconds that half of the calls, and 99 of 100, took at most: to the next power of two times 64 µs.
     pub median_ms: f64,
     pub p99_ms: f64,
+    #[serde(default, skip_serializing)]
     pub times: Times,
+    /// Of a credential: its quota, in the resource that has least left.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quota: Option<QuotaLine>,
 }
 
-/// Answers a question; the lines that cost most first. `now` in seconds since 1970.
-pub fn answer(ledger: &Ledger, question: &Question, now: u64) -> io::Result<Vec<Line>> {
-    let since = question.since.map_or(0, |s| now.saturating_sub(s) / 60);
-    let mut lines: HashMap<String, (Line, Counts)> = HashMap::new();
-    ledger.rows(u32::try_from(since).unwrap_or(u32::MAX), |_, dimensions, counts| {
-        if question.run.as_ref().is_some_and(|run| **run != *dimensions.run) {
-            return;
+/// What is known of a credential's quota.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct QuotaLine {
+    pub credential: String,
+    /// The App's slug and the account, where an answer told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub app: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub account: Option<String>,
+    pub resource: String,
+    pub limit: u64,
+    pub remaining: u64,
+    /// Seconds since 1970.
+    pub reset: u64,
+    pub used: u64,
+    pub used_by_us: u64,
+    pub used_by_others: u64,
+    /// Lately.
+    pub used_per_minute: f64,
+    /// Seconds since 1970; none: not before the reset.
+    pub exhausted_at: Option<u64>,
+}
+
+impl Line {
+    pub fn of(name: String, sum: &Sum) -> Line {
+        let ms = |percent| sum.counts.times.quantile(percent) as f64 / 1000.0;
+        Line {
+            name,
+            calls: sum.counts.calls,
+            from_store: sum.from_store,
+            sent: sum.counts.sent,
+            charged: sum.counts.charged,
+            saved: sum.saved,
+            errors: sum.errors,
+            bytes: sum.counts.bytes,
+            median_ms: ms(50),
+            p99_ms: ms(99),
+            times: sum.counts.times.clone(),
+            quota: None,
         }
-        let name: &str = match question.by {
-            By::Route => &dimensions.route,
-            By::Client => &dimensions.client,
-            By::Run => &dimensions.run,
-            By::Credential => &dimensions.credential,
-            By::Host => &dimensions.host,
+    }
+}
+
+/// A whole report.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    pub by: By,
+    pub lines: Vec<Line>,
+    pub total: Line,
+}
+
+type Sums = HashMap<Arc<str>, Sum, foldhash::fast::RandomState>;
+
+/// Answers a question; the lines that cost most first, hours in their order. Blocks on the disk. `now` in seconds
+/// since 1970.
+pub fn answer(ledger: &Ledger, question: &Question, now: u64) -> io::Result<Report> {
+    let mut sums = Sums::default();
+    let by_run = question.by == By::Run || question.wanted(By::Run).next().is_some();
+    match by_run {
+        true => sum_runs(ledger, question, now, &mut sums)?,
+        false => sum_rows(ledger, question, now, &mut sums)?,
+    }
+    let mut total = Sum::default();
+    sums.values().for_each(|sum| total.merge(sum));
+    let mut lines: Vec<Line> = sums.iter().map(|(name, sum)| Line::of(name.to_string(), sum)).collect();
+    match question.by {
+        By::Hour => lines.sort_by(|a, b| a.name.cmp(&b.name)),
+        _ => lines.sort_by(|a, b| (b.charged, b.calls, &a.name).cmp(&(a.charged, a.calls, &b.name))),
+    }
+    lines.truncate(question.top.unwrap_or(usize::MAX));
+    if question.by == By::Credential {
+        let quotas = quotas(ledger)?;
+        for line in &mut lines {
+            line.quota = quotas.iter().find(|q| q.credential == line.name && q.reset > now).cloned();
+        }
+    }
+    Ok(Report { by: question.by, lines, total: Line::of("total".into(), &total) })
+}
+
+/// The quota of every credential, that with least left first.
+pub fn quotas(ledger: &Ledger) -> io::Result<Vec<QuotaLine>> {
+    let all = ledger.quotas.all().into_iter().map(|(credential, resource, window)| {
+        let installation = match credential.strip_prefix("installation:") {
+            Some(id) => ledger.known.installation(id)?.unwrap_or_default(),
+            None => Default::default(),
         };
-        let name = if name.is_empty() { "-" } else { name };
-        let (line, sum) = match lines.get_mut(name) {
-            Some(found) => found,
-            None => lines.entry(name.to_owned()).or_default(),
+        Ok(QuotaLine {
+            credential: credential.to_string(),
+            app: installation.app,
+            account: installation.account,
+            resource: resource.to_owned(),
+            limit: window.limit,
+            remaining: window.remaining,
+            reset: window.reset,
+            used: window.used,
+            used_by_us: window.used_by_us,
+            used_by_others: window.used_by_others(),
+            used_per_minute: window.rate(),
+            exhausted_at: window.exhausted_at(),
+        })
+    });
+    all.collect()
+}
+
+/// Reads names, and tells which rows are wanted.
+struct Reader<'a> {
+    question: &'a Question,
+    names: HashMap<u32, Arc<str>, foldhash::fast::RandomState>,
+    aliases: HashMap<String, Arc<str>, foldhash::fast::RandomState>,
+    hours: HashMap<u32, Arc<str>, foldhash::fast::RandomState>,
+    unknown: Arc<str>,
+}
+
+impl<'a> Reader<'a> {
+    fn new(ledger: &Ledger, question: &'a Question) -> io::Result<Reader<'a>> {
+        let mut names = ledger.names()?;
+        for name in names.values_mut().filter(|n| n.is_empty()) {
+            *name = "-".into();
+        }
+        let aliases = ledger.known.aliases()?;
+        Ok(Reader { question, names, aliases, hours: HashMap::default(), unknown: "?".into() })
+    }
+
+    fn name(&mut self, by: By, minute: u32, tier: Tier, row: &Packed) -> Arc<str> {
+        let number = match by {
+            By::Route => row.route,
+            By::Client => row.client,
+            By::Host => row.host,
+            By::Credential => row.credential,
+            By::Outcome => return row.outcome.as_str().into(),
+            By::Run => return if row.in_run { "(in a run)".into() } else { "-".into() },
+            By::Hour => {
+                let hour = minute - minute % 60;
+                return self.hours.entry(hour).or_insert_with(|| hour_name(hour, tier).into()).clone();
+            }
         };
-        sum.merge(counts);
-        if dimensions.outcome.is_from_store() {
-            line.from_store += counts.calls;
+        let name = self.names.get(&number).unwrap_or(&self.unknown);
+        match by {
+            By::Credential => self.aliases.get(&**name).unwrap_or(name).clone(),
+            _ => name.clone(),
         }
-        if dimensions.outcome.is_from_store() || dimensions.outcome == Outcome::NotModified {
-            line.saved += counts.calls.saturating_sub(counts.charged);
+    }
+
+    fn wants(&mut self, minute: u32, tier: Tier, row: &Packed, except: By) -> bool {
+        let question = self.question;
+        question
+            .only
+            .iter()
+            .filter(|(by, _)| *by != except)
+            .all(|(by, name)| *self.name(*by, minute, tier, row) == **name)
+    }
+}
+
+fn sum_rows(ledger: &Ledger, question: &Question, now: u64, sums: &mut Sums) -> io::Result<()> {
+    let mut reader = Reader::new(ledger, question)?;
+    let minute = |seconds: u64| u32::try_from(seconds / 60).unwrap_or(u32::MAX);
+    let since = question.since.map_or(0, minute);
+    let until = question.until.map_or(u32::MAX, |s| minute(s.saturating_add(59))).min(minute(now) + 2);
+    let by_hour = question.by == By::Hour || question.wanted(By::Hour).next().is_some();
+    let coarsest = if by_hour { Tier::Hour } else { Tier::Day };
+    for part in ledger.reach().plan(since, until, coarsest) {
+        ledger.rows(part, |minute, row, counts| {
+            if reader.wants(minute, part.0, &row, By::Run) {
+                let name = reader.name(question.by, minute, part.0, &row);
+                sums.entry(name).or_default().add(row.outcome, row.status, &counts);
+            }
+        })?;
+    }
+    Ok(())
+}
+
+/// Runs are counted whole, if they were on in the time that is asked for.
+fn sum_runs(ledger: &Ledger, question: &Question, now: u64, sums: &mut Sums) -> io::Result<()> {
+    let mut reader = Reader::new(ledger, question)?;
+    let since = question.since.unwrap_or(0).saturating_mul(1000);
+    let until = question.until.unwrap_or(u64::MAX / 1000).saturating_mul(1000);
+    // A run knows its client and its sum; the rest is in its rows.
+    let in_rows = question.only.iter().any(|(by, _)| !matches!(by, By::Run | By::Client))
+        || !matches!(question.by, By::Run | By::Client);
+    let mut failed = None;
+    ledger.runs.each(since, until, |id, run| {
+        let named = question.wanted(By::Run).all(|name| *run.run == *name)
+            && question.wanted(By::Client).all(|name| *run.client == *name);
+        if !named {
+            return true;
         }
-        if dimensions.status >= 400 {
-            line.errors += counts.calls;
+        if !in_rows {
+            let name = if question.by == By::Run { run.run } else { run.client };
+            sums.entry(name).or_default().merge(&run.sum);
+            return true;
+        }
+        let minute = u32::try_from(run.started / 60_000).unwrap_or(u32::MAX);
+        let read = ledger.runs.rows(id, |row, counts| {
+            if reader.wants(minute, Tier::Minute, row, By::Run) {
+                let name = match question.by {
+                    By::Run => run.run.clone(),
+                    by => reader.name(by, minute, Tier::Minute, row),
+                };
+                sums.entry(name).or_default().add(row.outcome, row.status, counts);
+            }
+        });
+        failed = read.err();
+        failed.is_none()
+    })?;
+    if let Some(error) = failed {
+        return Err(error);
+    }
+    if question.by == By::Run && question.wanted(By::Run).next().is_none() {
+        // What belongs to no run.
+        let mut rest = Sums::default();
+        sum_rows(ledger, &Question { by: By::Run, ..question.clone() }, now, &mut rest)?;
+        rest.retain(|name, _| **name == *"-");
+        sums.extend(rest);
+    }
+    Ok(())
+}
+
+/// Calls in one minute.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Point {
+    /// Seconds since 1970, at its beginning.
+    pub at: u64,
+    pub calls: u64,
+    pub from_store: u64,
+    pub charged: u64,
+    pub saved: u64,
+    pub errors: u64,
+}
+
+/// The calls of each of the last `minutes` minutes, the running one last; only what has these names. `now` in seconds
+/// since 1970. Runs cannot be told apart by the minute.
+pub fn series(ledger: &Ledger, minutes: u32, only: &[(By, String)], now: u64) -> io::Result<Vec<Point>> {
+    let question = Question { only: only.to_vec(), ..Question::by(By::Hour) };
+    let mut reader = Reader::new(ledger, &question)?;
+    let last = u32::try_from(now / 60).unwrap_or(u32::MAX - 1);
+    let first = (last + 1).saturating_sub(minutes);
+    let mut sums = vec![Sum::default(); (last + 1 - first) as usize];
+    ledger.rows((Tier::Minute, first, last + 1), |minute, row, counts| {
+        if reader.wants(minute, Tier::Minute, &row, By::Run) {
+            sums[(minute - first) as usize].add(row.outcome, row.status, &counts);
         }
     })?;
-    let mut report: Vec<Line> = lines.into_iter().map(|(name, (line, sum))| finish(name, line, &sum)).collect();
-    report.sort_by(|a, b| (b.charged, b.calls, &a.name).cmp(&(a.charged, a.calls, &b.name)));
-    Ok(report)
+    let points = sums.iter().zip(u64::from(first)..).map(|(sum, minute)| Point {
+        at: minute * 60,
+        calls: sum.counts.calls,
+        from_store: sum.from_store,
+        charged: sum.counts.charged,
+        saved: sum.saved,
+        errors: sum.errors,
+    });
+    Ok(points.collect())
 }
 
-fn finish(name: String, line: Line, sum: &Counts) -> Line {
-    timed(Line {
-        name,
-        calls: sum.calls,
-        sent: sum.sent,
-        charged: sum.charged,
-        bytes: sum.bytes,
-        times: sum.times.clone(),
-        ..line
+fn hour_name(minute: u32, tier: Tier) -> String {
+    let at = OffsetDateTime::from_unix_timestamp(i64::from(minute) * 60).unwrap_or(OffsetDateTime::UNIX_EPOCH);
+    match tier {
+        Tier::Day => at.date().to_string(),
+        _ => format!("{}T{:02}:00Z", at.date(), at.hour()),
+    }
+}
+
+/// A moment: how long ago (`90m`, `2d`), or when (`2026-11-21`, `2026-11-21T10:00:00Z`), in seconds since 1970.
+///
+/// # Errors
+/// One line that says what is expected.
+pub fn moment(text: &str, now: u64) -> Result<u64, String> {
+    if let Ok(ago) = humantime::parse_duration(text) {
+        return Ok(now.saturating_sub(ago.as_secs()));
+    }
+    let day = humantime::parse_rfc3339_weak(&format!("{text}T00:00:00Z"));
+    let at = humantime::parse_rfc3339_weak(text).or(day);
+    let since = at.ok().and_then(|at| at.duration_since(std::time::UNIX_EPOCH).ok());
+    since.map(|d| d.as_secs()).ok_or_else(|| {
+        format!("{text:?} is no moment: give how long ago, as 90m or 2d, or when, as 2026-11-21T10:00:00Z")
     })
 }
 
-fn timed(line: Line) -> Line {
-    let ms = |percent| line.times.quantile(percent) as f64 / 1000.0;
-    Line { median_ms: ms(50), p99_ms: ms(99), ..line }
-}
-
-/// All lines together.
-pub fn total(lines: &[Line]) -> Line {
-    let sum = |f: fn(&Line) -> u64| lines.iter().map(f).sum();
-    let mut times = Times::default();
-    for line in lines {
-        times.add_all(&line.times);
-    }
-    timed(Line {
-        name: "total".into(),
-        calls: sum(|l| l.calls),
-        from_store: sum(|l| l.from_store),
-        sent: sum(|l| l.sent),
-        charged: sum(|l| l.charged),
-        saved: sum(|l| l.saved),
-        errors: sum(|l| l.errors),
-        bytes: sum(|l| l.bytes),
-        times,
-        ..Line::default()
+/// `client=ci`: a dimension, and the name in it that is wanted.
+///
+/// # Errors
+/// One line that says what is expected.
+pub fn only(text: &str) -> Result<(By, String), String> {
+    let found = text.split_once('=').and_then(|(by, name)| {
+        let by = By::ALL.into_iter().find(|b| b.as_str() == by)?;
+        Some((by, name.to_owned()))
+    });
+    found.ok_or_else(|| {
+        format!("{text:?}: route=, client=, run=, credential=, host=, hour= or outcome= and a name is expected")
     })
 }
 
-/// Prints a report.
-pub fn render(lines: &[Line], by: By, format: Format) -> String {
-    let heading = clap::ValueEnum::to_possible_value(&by).map_or_else(String::new, |v| v.get_name().to_owned());
-    match format {
-        Format::Json => {
-            let report = serde_json::json!({ "by": by, "lines": lines, "total": total(lines) });
-            format!("{report:#}\n")
-        }
-        Format::Csv => {
-            let mut out = format!("{heading},calls,from_store,sent,charged,saved,errors,bytes,median_ms,p99_ms\n");
-            for l in lines {
-                out.push_str(&format!(
-                    "{},{},{},{},{},{},{},{},{},{}\n",
-                    quoted(&l.name),
-                    l.calls,
-                    l.from_store,
-                    l.sent,
-                    l.charged,
-                    l.saved,
-                    l.errors,
-                    l.bytes,
-                    l.median_ms,
-                    l.p99_ms
-                ));
-            }
-            out
-        }
-        Format::Table => table(lines, &heading),
-    }
-}
-
-fn table(lines: &[Line], heading: &str) -> String {
-    let total = total(lines);
-    let width = lines.iter().map(|l| l.name.len()).chain([heading.len(), 5]).max().unwrap_or(5);
-    let mut out = format!(
-        "{heading:<width$} {:>8} {:>10} {:>8} {:>8} {:>8} {:>7} {:>10} {:>10}\n",
-        "calls", "from_store", "sent", "charged", "saved", "errors", "median ms", "p99 ms"
-    );
-    for l in lines.iter().chain([&total]) {
-        out.push_str(&format!(
-            "{:<width$} {:>8} {:>10} {:>8} {:>8} {:>8} {:>7} {:>10} {:>10}\n",
-            l.name, l.calls, l.from_store, l.sent, l.charged, l.saved, l.errors, l.median_ms, l.p99_ms
-        ));
-    }
-    out
-}
-
-fn quoted(text: &str) -> String {
-    if text.contains([',', '"', '\n']) { format!("\"{}\"", text.replace('"', "\"\"")) } else { text.to_owned() }
-}
-
-/// Seconds of a `--since`.
-pub fn seconds(since: Duration) -> u64 {
-    since.as_secs().max(1)
-}
+#[cfg(test)]
+mod tests;

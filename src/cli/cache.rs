@@ -7,8 +7,8 @@ use serde_json::Value;
 
 use super::report::existing;
 use super::{Failure, place, print, small_runtime};
-use crate::admin::client::{ask, encoded};
-use crate::admin::{Listed, describe};
+use crate::admin::client::{At, ask, encoded};
+use crate::admin::stored::{Listed, describe};
 use crate::cache::sled::SledRoom;
 use crate::cache::store::{self, Stats, Store};
 use crate::config::{CacheAction, CacheArgs};
@@ -26,10 +26,10 @@ pub fn run(config: &CacheArgs) -> Result<ExitCode, Failure> {
             text
         }
         None => {
-            let admin = place::running(&data_dir).and_then(|t| t.admin);
-            let admin = admin
-                .ok_or_else(|| Failure::new("a ghtap run holds the data directory; ask again when it has ended"))?;
-            small_runtime()?.block_on(running(place::reachable(admin), &config.action))?
+            let tap = place::running(&data_dir).filter(|t| t.admin.is_some());
+            let tap =
+                tap.ok_or_else(|| Failure::new("a ghtap run holds the data directory; ask again when it has ended"))?;
+            small_runtime()?.block_on(running(&tap.admin()?, &config.action))?
         }
     };
     if text == NOTHING {
@@ -68,7 +68,7 @@ fn at_rest(store: &Store, action: &CacheAction) -> String {
     }
 }
 
-async fn running(admin: std::net::SocketAddr, action: &CacheAction) -> Result<String, Failure> {
+async fn running(admin: &At, action: &CacheAction) -> Result<String, Failure> {
     let get = async |path: String| ask(admin, Method::GET, &path).await.map_err(Failure::new);
     Ok(match action {
         CacheAction::Stats => {

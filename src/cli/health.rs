@@ -11,7 +11,6 @@ use crate::config::Health;
 pub fn run(config: &Health) -> Result<ExitCode, Failure> {
     let tap =
         place::running(&config.places.data_dir()).ok_or_else(|| Failure::new("no tap runs on this data directory"))?;
-    let admin = tap.admin.ok_or_else(|| Failure::new("the tap has no admin address"))?;
-    small_runtime()?.block_on(ask(place::reachable(admin), Method::GET, "/readyz")).map_err(Failure::new)?;
+    small_runtime()?.block_on(ask(&tap.admin()?, Method::GET, "/readyz")).map_err(Failure::new)?;
     Ok(ExitCode::SUCCESS)
 }

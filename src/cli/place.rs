@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::Failure;
+use crate::admin::client::At;
 use crate::tls::files;
 
 /// What a running tap tells the other subcommands.
@@ -20,6 +21,17 @@ pub struct Tap {
     pub proxy: SocketAddr,
     pub admin: Option<SocketAddr>,
     pub certs_dir: PathBuf,
+    /// What the admin address wants to hear; only we can read it here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub admin_token: Option<String>,
+}
+
+impl Tap {
+    /// How to ask it.
+    pub fn admin(&self) -> Result<At, Failure> {
+        let address = self.admin.ok_or_else(|| Failure::new("the running tap has no admin address to ask"))?;
+        Ok(At { address: reachable(address), token: self.admin_token.clone() })
+    }
 }
 
 const STATE: &str = "tap.json";
@@ -96,6 +108,21 @@ pub fn secret(dir: &Path) -> Result<Vec<u8>, Failure> {
             let secret: [u8; 32] = files::random();
             files::write(&path, &secret, 0o600).map_err(Failure::new)?;
             Ok(secret.to_vec())
+        }
+        Err(e) => Err(Failure::new(format_args!("{}: {e}", path.display()))),
+    }
+}
+
+/// The token of the admin address; made at first use. Says where it is.
+pub fn admin_token(dir: &Path) -> Result<(String, PathBuf), Failure> {
+    let path = dir.join("admin-token");
+    match fs::read_to_string(&path) {
+        Ok(token) if token.trim().len() >= 8 => Ok((token.trim().to_owned(), path)),
+        Ok(_) => Err(Failure::new(format_args!("{} is damaged; remove it, and a new one is made", path.display()))),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            let token = crate::github::etag::hex(&files::random::<20>());
+            files::write(&path, format!("{token}\n").as_bytes(), 0o600).map_err(Failure::new)?;
+            Ok((token, path))
         }
         Err(e) => Err(Failure::new(format_args!("{}: {e}", path.display()))),
     }

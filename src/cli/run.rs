@@ -5,10 +5,15 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
+use http::Method;
+
 use super::report::over_http;
-use super::tap::{self, Apart, Listeners};
+use super::tap::{self, Apart, Listeners, Serving};
 use super::{Failure, child, env, logging, place, say};
-use crate::calls::report::{self, By, Format, Line, Question};
+use crate::admin::client::{ask, encoded};
+use crate::calls::compare::Comparison;
+use crate::calls::render::{Format, render};
+use crate::calls::report::{self, By, Question, Report};
 use crate::clients::Caller;
 use crate::config::{LogFormat, ReportFormat, Run};
 use crate::exchange::now_ms;
@@ -22,7 +27,7 @@ pub fn run(config: &Run) -> Result<ExitCode, Failure> {
     let _logging = logging::start(LogFormat::Human, "warn")?;
     let baseline = config.baseline.as_deref().map(read_inventory).transpose()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Failure::new)?;
-    let (code, mut lines) = runtime.block_on(async {
+    let (code, mut report) = runtime.block_on(async {
         let data_dir = config.tap.places.data_dir();
         match place::hold(&data_dir)? {
             Some(held) => alone(config, Some(held)).await,
@@ -33,18 +38,41 @@ pub fn run(config: &Run) -> Result<ExitCode, Failure> {
             },
         }
     })?;
-    lines.retain(|l| l.calls + l.sent > 0);
+    report.lines.retain(|l| l.calls + l.sent > 0);
     if let Some(path) = &config.save {
-        let text = serde_json::to_string_pretty(&lines).map_err(Failure::new)?;
+        let text = render(&report, Format::Json);
         std::fs::write(path, text).map_err(|e| Failure::new(format_args!("--save {}: {e}", path.display())))?;
     }
-    let format = if config.report == ReportFormat::Json { Format::Json } else { Format::Table };
-    say(&report::render(&lines, By::Route, format));
-    let over = over_budget(config, &lines, baseline.as_deref());
-    for line in &over {
-        say(&format!("ghtap: {line}\n"));
+    let over = tell(config, &report, baseline.as_ref());
+    Ok(ExitCode::from(if code == 0 && over { OVER_BUDGET } else { code }))
+}
+
+/// Prints the inventory, and what of it is too much. Whether anything is.
+fn tell(config: &Run, report: &Report, baseline: Option<&Report>) -> bool {
+    let (format, markdown) = match config.report {
+        ReportFormat::Table => (Format::Table, false),
+        ReportFormat::Json => (Format::Json, false),
+        ReportFormat::Markdown => (Format::Markdown, true),
+    };
+    say(&render(report, format));
+    let mut over = Vec::new();
+    let charged = report.total.charged;
+    if let Some(budget) = config.budget.filter(|budget| charged > *budget) {
+        over.push(format!("{charged} charged calls, {} more than the budget of {budget}", charged - budget));
     }
-    Ok(ExitCode::from(if code == 0 && !over.is_empty() { OVER_BUDGET } else { code }))
+    if let Some(baseline) = baseline {
+        let comparison = Comparison::of(baseline, report);
+        say(&if markdown { format!("\n{}", comparison.markdown()) } else { comparison.text() });
+        let growth = comparison.growth();
+        if growth > config.tolerance {
+            let by = if growth.is_finite() { format!("by {growth:.1} %") } else { "from nothing".into() };
+            over.push(format!("charged calls grew {by}, more than the {} % of --tolerance", config.tolerance));
+        }
+    }
+    for line in &over {
+        say(&if markdown { format!("\n**{line}**\n") } else { format!("ghtap: {line}\n") });
+    }
+    !over.is_empty()
 }
 
 fn names(config: &Run) -> Caller {
@@ -56,7 +84,7 @@ fn names(config: &Run) -> Caller {
 }
 
 /// With a tap of our own, on a free port. Without the data directory, nothing of it is kept.
-async fn alone(config: &Run, held: Option<place::Held>) -> Result<(u8, Vec<Line>), Failure> {
+async fn alone(config: &Run, held: Option<place::Held>) -> Result<(u8, Report), Failure> {
     let caller = names(config);
     let proxy = tap::bind(([127, 0, 0, 1], 0).into(), "--listen").await?;
     let scratch = held.is_none().then(Scratch::new).transpose().map_err(Failure::new)?;
@@ -65,7 +93,8 @@ async fn alone(config: &Run, held: Option<place::Held>) -> Result<(u8, Vec<Line>
         memory_only: held.is_none(),
         caller: Some(caller.clone()),
     };
-    let running = tap::start(&config.tap, Listeners { proxy, admin: None, tls: None }, apart).await?;
+    let running =
+        tap::start(&config.tap, Listeners { proxy, admin: None, tls: None }, apart, Serving::default()).await?;
     let certs_dir = config.tap.places.certs_dir();
     if let Some(held) = &held {
         held.announce(&place::Tap {
@@ -74,27 +103,29 @@ async fn alone(config: &Run, held: Option<place::Held>) -> Result<(u8, Vec<Line>
             proxy: running.proxy,
             admin: None,
             certs_dir: certs_dir.clone(),
+            admin_token: None,
         })?;
     }
     let variables = variables(running.proxy, &caller, &certs_dir);
     let status = child::run(&config.command, &variables).await;
     let exchange = running.exchange.clone();
     running.stop(tokio::time::sleep(Duration::from_secs(1))).await;
-    let question = Question { by: By::Route, since: None, run: Some(caller.run.to_string()) };
-    let lines = report::answer(&exchange.ledger, &question, now_ms() / 1000).map_err(Failure::new)?;
-    Ok((child::exit_code(status?), lines))
+    exchange.ledger.runs.end(&caller.run, now_ms());
+    exchange.ledger.flush().map_err(Failure::new)?;
+    let question = Question::by(By::Route).only(By::Run, &*caller.run);
+    let report = report::answer(&exchange.ledger, &question, now_ms() / 1000).map_err(Failure::new)?;
+    Ok((child::exit_code(status?), report))
 }
 
 /// Through the tap that runs, under a run label of our own.
-async fn beside(config: &Run, tap: &place::Tap) -> Result<(u8, Vec<Line>), Failure> {
+async fn beside(config: &Run, tap: &place::Tap) -> Result<(u8, Report), Failure> {
     let caller = names(config);
     let variables = variables(place::reachable(tap.proxy), &caller, &tap.certs_dir);
     let status = child::run(&config.command, &variables).await?;
-    let admin =
-        tap.admin.ok_or_else(|| Failure::new("the running tap has no admin address to ask for the inventory"))?;
-    let question = Question { by: By::Route, since: None, run: Some(caller.run.to_string()) };
-    let lines = over_http(place::reachable(admin), &question).await?;
-    Ok((child::exit_code(status), lines))
+    let report = over_http(tap, &Question::by(By::Route).only(By::Run, &*caller.run)).await?;
+    let end = format!("/api/runs/{}/end", encoded(&caller.run));
+    ask(&tap.admin()?, Method::POST, &end).await.map_err(Failure::new)?;
+    Ok((child::exit_code(status), report))
 }
 
 /// The variables, beside what the environment has already.
@@ -103,29 +134,12 @@ fn variables(proxy: std::net::SocketAddr, caller: &Caller, certs_dir: &Path) -> 
     env::beside_what_is_set(env::variables(proxy, Some(&user), certs_dir))
 }
 
-fn read_inventory(path: &Path) -> Result<Vec<Line>, Failure> {
+fn read_inventory(path: &Path) -> Result<Report, Failure> {
     let failed = |e: &dyn std::fmt::Display| {
         Failure::new(format_args!("--baseline {}: {e}; make one with --save", path.display()))
     };
     let text = std::fs::read(path).map_err(|e| failed(&e))?;
     serde_json::from_slice(&text).map_err(|e| failed(&e))
-}
-
-/// What costs more than it may, a line each.
-fn over_budget(config: &Run, lines: &[Line], baseline: Option<&[Line]>) -> Vec<String> {
-    let mut over = Vec::new();
-    let charged = report::total(lines).charged;
-    if let Some(budget) = config.budget.filter(|budget| charged > *budget) {
-        over.push(format!("{charged} charged calls, {} more than the budget of {budget}", charged - budget));
-    }
-    let Some(baseline) = baseline else { return over };
-    for line in lines {
-        let before = baseline.iter().find(|b| b.name == line.name).map_or(0, |b| b.charged);
-        if line.charged > before {
-            over.push(format!("{}: {} charged calls, {before} in the baseline", line.name, line.charged));
-        }
-    }
-    over
 }
 
 /// A directory of our own, removed when it is dropped.

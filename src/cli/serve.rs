@@ -4,8 +4,9 @@ use std::process::ExitCode;
 
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::tap::{self, Apart, Listeners};
+use super::tap::{self, Apart, Listeners, Serving};
 use super::{Failure, logging, place, say};
+use crate::admin::Access;
 use crate::config::Serve;
 
 pub fn run(config: &Serve) -> Result<ExitCode, Failure> {
@@ -40,13 +41,21 @@ async fn serve(config: &Serve, held: &place::Held) -> Result<ExitCode, Failure> 
             None => None,
         },
     };
-    let running = tap::start(&config.tap, listeners, Apart::default()).await?;
+    let admin_token = admin_token(config)?;
+    let serving = Serving {
+        clients: config.client.clone(),
+        clients_file: config.clients_file.clone(),
+        require_proxy_auth: config.require_proxy_auth,
+        admin: Access { token: admin_token.clone(), hosts: config.admin_host.clone() },
+    };
+    let running = tap::start(&config.tap, listeners, Apart::default(), serving).await?;
     held.announce(&place::Tap {
         pid: std::process::id(),
         shared: true,
         proxy: running.proxy,
         admin: running.admin,
         certs_dir: config.tap.places.certs_dir(),
+        admin_token,
     })?;
     greet(config, &running);
     let signal = tokio::select! {
@@ -67,6 +76,19 @@ async fn serve(config: &Serve, held: &place::Held) -> Result<ExitCode, Failure> 
     }
     tracing::info!("stopped");
     Ok(ExitCode::SUCCESS)
+}
+
+/// What who asks the admin address must know; none where only this machine can.
+fn admin_token(config: &Serve) -> Result<Option<String>, Failure> {
+    if let Some(token) = &config.admin_token {
+        return Ok(Some(token.clone()));
+    }
+    if config.admin.ip().is_loopback() {
+        return Ok(None);
+    }
+    let (token, path) = place::admin_token(&config.tap.places.data_dir())?;
+    tracing::info!(file = %path.display(), "the admin address listens on more than loopback: it asks for the token in this file");
+    Ok(Some(token))
 }
 
 fn greet(config: &Serve, running: &tap::Running) {

@@ -12,14 +12,15 @@ use tokio::task::JoinHandle;
 use super::Failure;
 use super::certs::Files;
 use super::place;
-use crate::admin::{self, Admin};
+use crate::admin::{self, Access, Admin};
 use crate::cache::sled::SledRoom;
 use crate::cache::store::Store;
-use crate::calls::ledger::{self, Ledger};
-use crate::clients::Caller;
+use crate::calls::ledger::{self, Keep, Ledger};
+use crate::clients::{Caller, Clients};
 use crate::config::{StoreKind, Switch, Tap as Config};
 use crate::drain::{self, Draining};
-use crate::exchange::{Exchange, Settings};
+use crate::exchange::{Exchange, Settings, now_ms};
+use crate::github::credentials::Credentials;
 use crate::metrics::Metrics;
 use crate::origin::dial::{Dialer, UpstreamProxy};
 use crate::origin::{Limits, Origin};
@@ -44,6 +45,15 @@ pub struct Apart {
     pub caller: Option<Caller>,
 }
 
+/// What only a tap that serves others has.
+#[derive(Default)]
+pub struct Serving {
+    pub clients: Vec<(ipnet::IpNet, String)>,
+    pub clients_file: Option<PathBuf>,
+    pub require_proxy_auth: bool,
+    pub admin: Access,
+}
+
 /// A tap that runs.
 pub struct Running {
     pub exchange: Arc<Exchange>,
@@ -65,7 +75,7 @@ pub async fn bind(address: SocketAddr, option: &str) -> Result<TcpListener, Fail
 }
 
 /// Starts a tap.
-pub async fn start(config: &Config, listeners: Listeners, apart: Apart) -> Result<Running, Failure> {
+pub async fn start(config: &Config, listeners: Listeners, apart: Apart, serving: Serving) -> Result<Running, Failure> {
     let data_dir = config.places.data_dir();
     let ca = files::open(&data_dir, &config.intercept, config.unconstrained_root).map_err(Failure::new)?;
     let published = Files::publish(&config.places.certs_dir(), &ca)?;
@@ -119,7 +129,8 @@ pub async fn start(config: &Config, listeners: Listeners, apart: Apart) -> Resul
             .map_err(|e| Failure::new(format_args!("the store below {} cannot be opened: {e}", data_dir.display())))?,
     );
     let ledger_dir = apart.ledger.unwrap_or_else(|| data_dir.clone());
-    let ledger = Ledger::open(&ledger_dir)
+    let keeping = Keep { run_idle: config.run_idle, runs: config.ledger_retention };
+    let ledger = Ledger::open(&ledger_dir, keeping)
         .map_err(|e| Failure::new(format_args!("the ledger below {} cannot be opened: {e}", ledger_dir.display())))?;
     let ledger = Arc::new(ledger);
     let metrics = Arc::new(Metrics::new());
@@ -137,7 +148,20 @@ pub async fn start(config: &Config, listeners: Listeners, apart: Apart) -> Resul
             crate::github::etag::hex(&aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, &secret).as_ref()[..4])
         ),
     };
-    let exchange = Arc::new(Exchange::new(settings, origin, store, ledger, metrics.clone(), &secret));
+    let credentials = Credentials::new(&secret).with_names(config.credential_name.clone());
+    for (id, principal) in ledger.known.principals().map_err(Failure::new)? {
+        credentials.remember(id, principal);
+    }
+    let clients = Clients::new(
+        serving.clients,
+        serving.clients_file,
+        serving.require_proxy_auth,
+        apart.caller,
+        &secret,
+        std::env::vars().collect(),
+    );
+    let clients = Arc::new(clients.map_err(Failure::new)?);
+    let exchange = Arc::new(Exchange::new(settings, origin, store, ledger, metrics.clone(), credentials));
 
     let proxy = Arc::new(Proxy {
         exchange: exchange.clone(),
@@ -152,7 +176,7 @@ pub async fn start(config: &Config, listeners: Listeners, apart: Apart) -> Resul
             idle: config.idle_timeout,
             tunnel: config.tunnel_idle,
         },
-        default_caller: apart.caller,
+        clients: clients.clone(),
     });
     let (drain, draining) = drain::drain();
     let (alive, ended) = mpsc::channel(1);
@@ -172,11 +196,17 @@ pub async fn start(config: &Config, listeners: Listeners, apart: Apart) -> Resul
         }
     }
     if let (Some(listener), Some(listen)) = (listeners.admin, admin_address) {
-        let admin = Arc::new(Admin { exchange: exchange.clone(), data_dir, listen, drain: draining.clone() });
+        let admin = Arc::new(Admin {
+            exchange: exchange.clone(),
+            data_dir,
+            listen,
+            access: serving.admin,
+            drain: draining.clone(),
+        });
         tokio::spawn(admin::run(listener, admin));
     }
     drop(alive);
-    let keeper = tokio::spawn(keep(exchange.clone(), authority));
+    let keeper = tokio::spawn(keep(exchange.clone(), authority, clients));
     Ok(Running {
         exchange,
         files: published,
@@ -213,13 +243,13 @@ impl Running {
     }
 }
 
-/// What is done every second: the ledger reaches the disk, and the leaf is looked at.
-async fn keep(exchange: Arc<Exchange>, authority: Arc<Authority>) {
+/// What is done every second: the ledger reaches the disk, and the clients and the leaf are looked at.
+async fn keep(exchange: Arc<Exchange>, authority: Arc<Authority>, clients: Arc<Clients>) {
     let mut ticks = tokio::time::interval(ledger::FLUSH_EVERY);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        let (exchange, authority) = (exchange.clone(), authority.clone());
+        let (exchange, authority, clients) = (exchange.clone(), authority.clone(), clients.clone());
         let kept = tokio::task::spawn_blocking(move || {
             match exchange.ledger.flush() {
                 Ok(rows) => exchange.metrics.ledger_rows.inc_by(rows as u64),
@@ -228,6 +258,14 @@ async fn keep(exchange: Arc<Exchange>, authority: Arc<Authority>) {
                     tracing::error!(%error, "the ledger cannot be written; trying again");
                 }
             }
+            if let Err(error) = exchange.ledger.tidy(now_ms()) {
+                exchange.metrics.ledger_errors.inc();
+                tracing::error!(%error, "the ledger cannot be summed up; trying again");
+            }
+            for run in exchange.ledger.runs.take_ended() {
+                exchange.metrics.run_ended(&run);
+            }
+            clients.reload();
             match authority.keep_current(OffsetDateTime::now_utc()) {
                 Ok(true) => tracing::info!("a new leaf was issued"),
                 Ok(false) => {}

@@ -13,7 +13,7 @@ use crate::cache::key::{Key, KeyId};
 use crate::cache::precondition::Precondition;
 use crate::clients::Caller;
 use crate::fields;
-use crate::github::credentials::{CredentialId, Principal};
+use crate::github::credentials::{CredentialId, Principal, api_path};
 use crate::github::routes::Route;
 use crate::origin::dial::Target;
 
@@ -190,14 +190,5 @@ fn host_field(target: &Target) -> String {
         (true, false) => host.to_string(),
         (true, true) => format!("[{host}]"),
         (false, _) => target.authority(),
-    }
-}
-
-/// The path of an API operation, without GHES's prefix.
-pub(super) fn api_path(path: &str) -> &str {
-    match path.strip_prefix("/api/v3") {
-        Some(rest) if rest.starts_with('/') => rest,
-        _ if path == "/api/graphql" => "/graphql",
-        _ => path,
     }
 }

@@ -29,6 +29,7 @@ use crate::cache::policy::{self, Bypass, Freshness};
 use crate::cache::store::Store;
 use crate::calls::Outcome;
 use crate::calls::ledger::Ledger;
+use crate::calls::live::Live;
 use crate::clients::Caller;
 use crate::error::Error;
 use crate::github::credentials::Credentials;
@@ -62,6 +63,8 @@ pub struct Exchange {
     pub store: Arc<Store>,
     pub ledger: Arc<Ledger>,
     pub metrics: Arc<Metrics>,
+    /// The calls that just ended.
+    pub live: Live,
     pub credentials: Credentials,
     routes: Routes,
     /// What we add to `Via`.
@@ -90,7 +93,7 @@ impl Exchange {
         store: Arc<Store>,
         ledger: Arc<Ledger>,
         metrics: Arc<Metrics>,
-        secret: &[u8],
+        credentials: Credentials,
     ) -> Exchange {
         let via = HeaderValue::from_str(&format!("1.1 {}", settings.pseudonym)).expect("a token");
         let keeper = Arc::new(keep::Keeper::new(store.clone(), metrics.clone(), settings.max_object_bytes));
@@ -103,7 +106,8 @@ impl Exchange {
             store,
             ledger,
             metrics,
-            credentials: Credentials::new(secret),
+            live: Live::default(),
+            credentials,
             routes: Routes::new(),
             in_flight: Arc::default(),
             writes: writes::Writes::default(),
@@ -207,7 +211,8 @@ impl Exchange {
     fn learn(&self, asked: &Asked, headers: &http::HeaderMap, body: &[u8]) {
         let gzip = headers.get(header::CONTENT_ENCODING).is_some_and(|v| v == "gzip");
         let plain = if gzip { body::gunzip(body, SMALL as u64) } else { None };
-        self.credentials.learn(&asked.method, asked.path(), asked.credential, plain.as_deref().unwrap_or(body));
+        let body = plain.as_deref().unwrap_or(body);
+        self.ledger.learn(self.credentials.learn(&asked.method, asked.path(), asked.credential, body));
     }
 
     /// Sends one request to GitHub, and records it: also when it is cut off.

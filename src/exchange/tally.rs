@@ -10,7 +10,8 @@ use super::answer::Answer;
 use super::asked::Asked;
 use super::{Exchange, now_ms};
 use crate::body::Body;
-use crate::calls::row::Dimensions;
+use crate::calls::live::Call;
+use crate::calls::row::{Counts, Dimensions, Times};
 use crate::calls::{self, Outcome};
 use crate::github::limits::Quota;
 use crate::origin::{self, UpstreamBody};
@@ -73,15 +74,25 @@ impl<'a> Trace<'a> {
             "call"
         );
         exchange.metrics.called(&asked.target.host, outcome.as_str(), took.as_secs_f64());
+        let now = now_ms();
         let row = dimensions(asked, status, outcome, *self.resource.lock());
         let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
-        exchange.ledger.add(row, now_ms(), |counts| {
-            counts.calls += 1;
-            counts.sent += u64::from(sent);
-            counts.charged += u64::from(charged);
-            counts.bytes += bytes;
-            counts.micros += micros;
-            counts.times.add(micros);
+        let mut counts =
+            Counts { calls: 1, sent: sent.into(), charged: charged.into(), bytes, micros, times: Times::default() };
+        counts.times.add(micros);
+        exchange.ledger.add(row, &asked.caller.run, &counts, now);
+        exchange.live.publish(Call {
+            at: now,
+            client: asked.caller.client.clone(),
+            run: asked.caller.run.clone(),
+            host: asked.target.host.clone(),
+            route: asked.route.name,
+            credential: asked.credential_name.clone(),
+            status,
+            outcome: outcome.as_str(),
+            charged,
+            remaining: (remaining != u64::MAX).then_some(remaining),
+            ms: took.as_secs_f64() * 1000.0,
         });
     }
 }
@@ -97,13 +108,13 @@ impl Drop for Trace<'_> {
 fn dimensions(asked: &Asked, status: u16, outcome: Outcome, resource: &'static str) -> Dimensions {
     Dimensions {
         client: asked.caller.client.clone(),
-        run: asked.caller.run.clone(),
         host: asked.target.host.clone(),
         route: asked.route.name.into(),
         credential: asked.credential_name.clone(),
         status,
         outcome,
         resource: resource.into(),
+        in_run: !asked.caller.run.is_empty(),
     }
 }
 
@@ -123,14 +134,15 @@ impl Sending<'_> {
         let status = response.status();
         let quota = Quota::read(response.headers());
         let resource = quota.resource.unwrap_or("");
-        if quota.limit.is_some() {
-            self.exchange.metrics.quota(&self.asked.credential_name, &quota);
-        }
         if let Some(remaining) = quota.remaining {
             self.trace.remaining.store(remaining, Ordering::Relaxed);
         }
         let charged = calls::is_charged(self.asked.path(), status.as_u16(), self.asked.credential.is_anonymous());
         self.count(status.as_u16(), status.as_str(), charged, resource);
+        let credential = &self.asked.credential_name;
+        if let Some(window) = self.exchange.ledger.quotas.observe(credential, &quota, charged, now_ms()) {
+            self.exchange.metrics.quota(credential, quota.resource.unwrap_or("core"), &window);
+        }
     }
 
     /// No answer. What never reached GitHub is not counted as sent.
@@ -150,10 +162,8 @@ impl Sending<'_> {
         self.exchange.metrics.sent(&asked.target.host, asked.route.name, &asked.caller.client, label, charged);
         if asked.is_probe {
             let row = dimensions(asked, status, Outcome::Confirm, resource);
-            self.exchange.ledger.add(row, now_ms(), |counts| {
-                counts.sent += 1;
-                counts.charged += u64::from(charged);
-            });
+            let counts = Counts { sent: 1, charged: charged.into(), ..Counts::default() };
+            self.exchange.ledger.add(row, &asked.caller.run, &counts, now_ms());
         } else {
             self.trace.sent.fetch_add(1, Ordering::Relaxed);
             *self.trace.resource.lock() = resource;

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
-use super::asked::api_path;
+use crate::github::credentials::api_path;
 use crate::github::routes;
 
 /// Repositories whose last write is remembered; past that, all count as written to at the same time.

@@ -3,6 +3,7 @@
 //! Only an HMAC of a credential is ever kept. The key is a local secret, so the digest says nothing to
 //! anyone who reads a log, a metric or the store.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use aws_lc_rs::hmac;
@@ -27,6 +28,15 @@ impl CredentialId {
     pub fn as_bytes(&self) -> &[u8; 16] {
         &self.0
     }
+
+    pub fn from_bytes(bytes: &[u8]) -> Option<CredentialId> {
+        bytes.try_into().ok().map(CredentialId)
+    }
+
+    /// What reports call it until its principal is known.
+    pub fn nickname(&self) -> String {
+        format!("credential:{}", hex(&self.0[..4]))
+    }
 }
 
 impl std::fmt::Debug for CredentialId {
@@ -49,6 +59,10 @@ impl Principal {
         &self.name
     }
 
+    pub fn name(&self) -> Arc<str> {
+        self.name.clone()
+    }
+
     /// A principal by its name: `installation:ID` or `user:LOGIN`.
     pub fn named(name: &str) -> Principal {
         Principal { name: name.into(), grant: None }
@@ -60,10 +74,28 @@ impl Principal {
     }
 }
 
+/// Whose an App's installation is, where an answer told.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Installation {
+    /// The App's slug.
+    pub app: Option<String>,
+    /// The login of the account that it is installed on.
+    pub account: Option<String>,
+}
+
+/// What an answer told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Learned {
+    Principal(CredentialId, Principal),
+    Installation(u64, Installation),
+}
+
 /// Digests credentials, and remembers what passing answers told about them.
 pub struct Credentials {
     key: hmac::Key,
     principals: Cache<CredentialId, Principal>,
+    /// The operator's names, by the digits of a digest that reports show.
+    given: HashMap<String, Arc<str>>,
 }
 
 /// How many credentials are remembered by name. An installation token lives for an hour; this is enough
@@ -73,7 +105,18 @@ const REMEMBERED: u64 = 10_000;
 impl Credentials {
     /// `secret` never leaves the data directory.
     pub fn new(secret: &[u8]) -> Credentials {
-        Credentials { key: hmac::Key::new(hmac::HMAC_SHA256, secret), principals: Cache::new(REMEMBERED) }
+        let key = hmac::Key::new(hmac::HMAC_SHA256, secret);
+        Credentials { key, principals: Cache::new(REMEMBERED), given: HashMap::new() }
+    }
+
+    /// With names that the operator gave to digests: `1a2b3c4d` is what reports call `credential:1a2b3c4d`.
+    pub fn with_names(self, given: impl IntoIterator<Item = (String, String)>) -> Credentials {
+        Credentials { given: given.into_iter().map(|(digest, name)| (digest, name.into())).collect(), ..self }
+    }
+
+    /// Takes up what an earlier process learned.
+    pub fn remember(&self, id: CredentialId, principal: Principal) {
+        self.principals.insert(id, principal);
     }
 
     /// The digest of the credential that a request carries.
@@ -103,25 +146,30 @@ impl Credentials {
 
     /// What reports call this credential: its principal, else a short digest.
     pub fn name(&self, id: CredentialId) -> Arc<str> {
-        match self.principal(id) {
-            _ if id.is_anonymous() => "anonymous".into(),
-            Some(principal) => principal.name,
-            None => format!("credential:{}", hex(&id.0[..4])).into(),
+        if id.is_anonymous() {
+            return "anonymous".into();
         }
+        if !self.given.is_empty()
+            && let Some(name) = self.given.get(&hex(&id.0[..4]))
+        {
+            return name.clone();
+        }
+        self.principals.get(&id).map_or_else(|| id.nickname().into(), |principal| principal.name)
     }
 
     /// Whether [`learn`](Self::learn) would read the body of this answer: ask before keeping it.
     pub fn teaches(method: &Method, path: &str) -> bool {
         match *method {
             Method::POST => installation(path).is_some(),
-            Method::GET => path == "/user",
+            Method::GET => matches!(api_path(path), "/user" | "/app") || tells_installation(path),
             _ => false,
         }
     }
 
     /// Learns from an answer that GitHub gave: `POST /app/installations/ID/access_tokens` names the tokens
-    /// of an installation, `GET /user` the login of a personal token.
-    pub fn learn(&self, method: &Method, path: &str, asked_with: CredentialId, body: &[u8]) {
+    /// of an installation, `GET /user` the login of a personal token, `GET /app` an App by its JWT, and
+    /// what describes an installation, whose it is. Says what it has learned.
+    pub fn learn(&self, method: &Method, path: &str, asked_with: CredentialId, body: &[u8]) -> Vec<Learned> {
         /// A repository that a token was restricted to.
         #[derive(Deserialize)]
         struct Repository {
@@ -138,8 +186,13 @@ impl Credentials {
         struct User {
             login: String,
         }
+        #[derive(Deserialize)]
+        struct App {
+            slug: String,
+        }
+        let mut learned = Vec::new();
         if let (&Method::POST, Some(id)) = (method, installation(path)) {
-            let Ok(minted) = serde_json::from_slice::<Minted>(body) else { return };
+            let Ok(minted) = serde_json::from_slice::<Minted>(body) else { return learned };
             let repositories: Option<std::collections::BTreeSet<u64>> =
                 minted.repositories.map(|all| all.iter().map(|r| r.id).collect());
             let granted = format!("{:?} {:?} {repositories:?}", minted.permissions, minted.repository_selection);
@@ -151,22 +204,81 @@ impl Credentials {
                 let mut headers = HeaderMap::new();
                 if let Ok(value) = format!("{scheme} {}", minted.token).parse() {
                     headers.insert(header::AUTHORIZATION, value);
-                    self.principals.insert(self.identify(&headers), principal.clone());
+                    learned.push(Learned::Principal(self.identify(&headers), principal.clone()));
                 }
             }
-        } else if path == "/user"
-            && !asked_with.is_anonymous()
-            && let Ok(user) = serde_json::from_slice::<User>(body)
-            && user.login.len() <= 100
-        {
-            self.principals.insert(asked_with, Principal::named(&format!("user:{}", user.login)));
+        } else if tells_installation(path) {
+            learned.extend(installations(body));
+        } else if !asked_with.is_anonymous() {
+            let name = match api_path(path) {
+                "/user" => serde_json::from_slice::<User>(body).ok().map(|user| format!("user:{}", user.login)),
+                "/app" => serde_json::from_slice::<App>(body).ok().map(|app| format!("app:{}", app.slug)),
+                _ => None,
+            };
+            let name = name.filter(|n| n.len() <= MAX_NAME && n.bytes().all(|b| b.is_ascii_graphic()));
+            learned.extend(name.map(|n| Learned::Principal(asked_with, Principal::named(&n))));
         }
+        // What is known already is no news.
+        learned.retain(|l| match l {
+            Learned::Principal(id, principal) => self.principals.get(id).as_ref() != Some(principal),
+            Learned::Installation(..) => true,
+        });
+        for learned in &learned {
+            if let Learned::Principal(id, principal) = learned {
+                self.principals.insert(*id, principal.clone());
+            }
+        }
+        learned
     }
 }
 
+/// Names that are longer are not GitHub's.
+const MAX_NAME: usize = 100;
+
+/// The installation that a token is minted for.
 fn installation(path: &str) -> Option<&str> {
-    let id = path.strip_prefix("/app/installations/")?.strip_suffix("/access_tokens")?;
+    let id = api_path(path).strip_prefix("/app/installations/")?.strip_suffix("/access_tokens")?;
     (!id.is_empty() && id.len() <= 20 && id.bytes().all(|b| b.is_ascii_digit())).then_some(id)
+}
+
+/// Whether the answer describes installations: one, or all of an App's.
+fn tells_installation(path: &str) -> bool {
+    let path = api_path(path);
+    let below = path.strip_prefix("/app/installations");
+    let one = |rest: &str| rest.strip_prefix('/').is_some_and(|id| id.bytes().all(|b| b.is_ascii_digit()));
+    below.is_some_and(|rest| rest.is_empty() || one(rest))
+        || (path.ends_with("/installation") && ["/repos/", "/orgs/", "/users/"].iter().any(|p| path.starts_with(p)))
+}
+
+fn installations(body: &[u8]) -> Vec<Learned> {
+    #[derive(Deserialize)]
+    struct Account {
+        login: Option<String>,
+        slug: Option<String>,
+    }
+    #[derive(Deserialize)]
+    struct Described {
+        id: u64,
+        app_slug: Option<String>,
+        account: Option<Account>,
+    }
+    let one = || serde_json::from_slice::<Described>(body).map(|one| vec![one]);
+    let all = serde_json::from_slice::<Vec<Described>>(body).or_else(|_| one()).unwrap_or_default();
+    let short = |name: &String| name.len() <= MAX_NAME && name.bytes().all(|b| b.is_ascii_graphic());
+    let described = all.into_iter().map(|d| {
+        let account = d.account.and_then(|a| a.login.or(a.slug)).filter(short);
+        Learned::Installation(d.id, Installation { app: d.app_slug.filter(short), account })
+    });
+    described.collect()
+}
+
+/// The path of an API operation, without GHES's prefix.
+pub fn api_path(path: &str) -> &str {
+    match path.strip_prefix("/api/v3") {
+        Some(rest) if rest.starts_with('/') => rest,
+        _ if path == "/api/graphql" => "/graphql",
+        _ => path,
+    }
 }
 
 #[cfg(test)]
@@ -191,6 +303,23 @@ mod tests {
         credentials.learn(&Method::GET, "/user", id, br#"{"login":"octocat"}"#);
         assert_eq!(&*credentials.name(id), "user:octocat");
         assert_eq!(&*credentials.name(credentials.identify(&HeaderMap::new())), "anonymous");
+        let jwt = credentials.identify(&with("Bearer eyJ"));
+        credentials.learn(&Method::GET, "/api/v3/app", jwt, br#"{"slug":"packit"}"#);
+        assert_eq!(&*credentials.name(jwt), "app:packit");
+        let named = Credentials::new(b"secret").with_names([(jwt.nickname()[11..].to_owned(), "release-bot".into())]);
+        assert_eq!(&*named.name(jwt), "release-bot");
+        let body = br#"{"id":42,"app_slug":"packit","account":{"login":"o"},"target_type":"Organization"}"#;
+        let whose = Installation { app: Some("packit".into()), account: Some("o".into()) };
+        for path in ["/repos/o/r/installation", "/app/installations/42", "/orgs/o/installation"] {
+            assert!(Credentials::teaches(&Method::GET, path));
+            assert_eq!(
+                credentials.learn(&Method::GET, path, jwt, body),
+                [Learned::Installation(42, whose.clone())],
+                "{path}"
+            );
+        }
+        assert!(!Credentials::teaches(&Method::GET, "/app/installations/42/repositories"));
+        assert_eq!(credentials.learn(&Method::GET, "/app/installations", jwt, b"[{\"id\":1},{\"id\":2}]").len(), 2);
     }
 
     #[test]

@@ -46,11 +46,13 @@ impl Quota {
             remaining: number("x-ratelimit-remaining"),
             used: number("x-ratelimit-used"),
             reset: number("x-ratelimit-reset"),
-            resource: headers.get("x-ratelimit-resource").map(|v| {
-                let known = RESOURCES.iter().find(|r| r.as_bytes() == v.as_bytes());
-                known.copied().unwrap_or("other")
-            }),
+            resource: headers.get("x-ratelimit-resource").map(|v| Quota::resource(v.to_str().unwrap_or_default())),
         }
+    }
+
+    /// The pool of this name; `other` if GitHub documents none.
+    pub fn resource(name: &str) -> &'static str {
+        RESOURCES.iter().find(|r| **r == name).copied().unwrap_or("other")
     }
 }
 

@@ -21,7 +21,7 @@ use parking_lot::Mutex;
 use tokio::net::TcpStream;
 
 use crate::body::Body;
-use crate::clients::Caller;
+use crate::clients::{Caller, Clients};
 use crate::drain::Drain;
 use crate::error::Error;
 use crate::exchange::Exchange;
@@ -54,8 +54,7 @@ pub struct Proxy {
     pub hosts: Vec<Arc<str>>,
     pub tunnel_ports: Vec<u16>,
     pub patience: Patience,
-    /// Who calls, where the connection does not say.
-    pub default_caller: Option<Caller>,
+    pub clients: Arc<Clients>,
 }
 
 /// Request heads larger than this are refused with 431.
@@ -114,7 +113,15 @@ impl Proxy {
 
     /// Serves a connection of a client that knows no proxy: TLS at once, by server name.
     pub async fn serve_tls(self: Arc<Self>, stream: TcpStream, peer: SocketAddr, drain: Drain) {
-        let caller = self.default_caller.clone().unwrap_or_else(|| Caller::at(peer.ip()));
+        let caller = match self.clients.identify(None, peer.ip()).await {
+            Ok(caller) => caller,
+            Err(_) => {
+                // There is no 407 without a proxy request: an address rule has to let it in.
+                self.refuse("client");
+                tracing::warn!(%peer, "closed: not a known client; an address rule can let it in: --client NETWORK=NAME");
+                return;
+            }
+        };
         self.terminate(stream, Bytes::new(), None, caller, peer, drain).await;
     }
 
@@ -130,9 +137,9 @@ impl Proxy {
                 Response::new(Body::Empty)
             })
         } else if request.uri().scheme().is_some() {
-            {
-                let caller = self.caller(&peer, Some(request.headers()));
-                self.absolute(request, caller).await
+            match self.caller(peer, &request).await {
+                Ok(caller) => self.absolute(request, caller).await,
+                Err(error) => Err(error),
             }
         } else {
             Err(Error::BadRequest(
@@ -141,16 +148,13 @@ impl Proxy {
         };
         answer.unwrap_or_else(|error| {
             tracing::info!(%peer, %error, "refused");
-            self.refuse("request");
+            self.refuse(if matches!(error, Error::UnknownClient(_)) { "client" } else { "request" });
             error.response()
         })
     }
 
-    fn caller(&self, peer: &SocketAddr, headers: Option<&http::HeaderMap>) -> Caller {
-        let named = headers
-            .map(|h| Caller::of(h, peer.ip()))
-            .filter(|_| headers.is_some_and(|h| h.contains_key(http::header::PROXY_AUTHORIZATION)));
-        named.or_else(|| self.default_caller.clone()).unwrap_or_else(|| Caller::at(peer.ip()))
+    async fn caller(&self, peer: SocketAddr, request: &Request<Incoming>) -> Result<Caller, Error> {
+        Ok(self.clients.identify(Some(request.headers()), peer.ip()).await?)
     }
 
     /// `CONNECT`: to an intercepted host, the client is to begin TLS with us; to another, a tunnel, whose far
@@ -158,11 +162,12 @@ impl Proxy {
     async fn connect(&self, request: &mut Request<Incoming>, peer: SocketAddr) -> Result<Next, Error> {
         let text = request.uri().authority().map(|a| a.as_str().to_owned()).unwrap_or_default();
         let (host, port) = authority(&text)?;
+        let caller = self.caller(peer, request).await?;
         if let Some(host) = self.hosts.iter().find(|h| ***h == *host)
             && port == 443
         {
             let target = Target { host: host.clone(), port, tls: true, guarded: false };
-            return Ok(Next::Terminate { target, caller: self.caller(&peer, Some(request.headers())) });
+            return Ok(Next::Terminate { target, caller });
         }
         if !self.tunnel_ports.contains(&port) {
             self.metrics.tunnels.with_label_values(&["denied"]).inc();

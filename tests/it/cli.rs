@@ -107,7 +107,31 @@ async fn run_keeps_to_a_budget_and_a_baseline() {
     assert!(text(&over.stderr).contains("2 charged calls, 1 more than the budget of 1"), "{}", text(&over.stderr));
     let grown = ghtap_run(&github, dir.path(), &[memory, &baseline], &twice).await;
     assert_eq!(grown.status.code(), Some(3));
-    assert!(text(&grown.stderr).contains("2 charged calls, 1 in the baseline"), "{}", text(&grown.stderr));
+    assert!(
+        text(&grown.stderr).contains("grew    GET /repos/{owner}/{repo}: 2 charged calls, 1 before"),
+        "{}",
+        text(&grown.stderr)
+    );
+    assert!(
+        text(&grown.stderr).contains("grew by 100.0 %, more than the 10 % of --tolerance"),
+        "{}",
+        text(&grown.stderr)
+    );
+    let allowed = ghtap_run(&github, dir.path(), &[memory, &baseline, "--tolerance=100%"], &twice).await;
+    assert_eq!(allowed.status.code(), Some(0), "{}", text(&allowed.stderr));
+    let other = CURL.replace("/repos/o/r", "/repos/o/r/issues");
+    github.list("/repos/o/r/issues", 3);
+    let moved = ghtap_run(&github, dir.path(), &[memory, &baseline, "--report=markdown"], &other).await;
+    let said = text(&moved.stderr);
+    assert_eq!(moved.status.code(), Some(3), "{said}");
+    for line in [
+        "| route | calls |",
+        "| new | `GET /repos/{owner}/{repo}/issues` | 0 | 1 |",
+        "| gone | `GET /repos/{owner}/{repo}` | 1 | 0 |",
+        "**charged calls grew by 100.0 %",
+    ] {
+        assert!(said.contains(line), "{line}: {said}");
+    }
 }
 
 #[tokio::test]

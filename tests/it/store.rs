@@ -77,7 +77,7 @@ async fn kill_9_under_load_loses_the_last_second_at_most_and_tears_nothing() {
         let reply = client.get(&format!("/repos/o/r/{i}"), "a", &[]).await;
         assert!(reply.body.starts_with(format!("\"{i}-x").as_bytes()), "{i}");
     }
-    assert_eq!(tap.metric("ghtap_store_corrupt").await, 0.0);
+    assert_eq!(tap.metric("ghtap_store_corrupt_total").await, 0.0);
     let report = tap.cli(&["report", "--by=host", "--format=json"]).await;
     let report: serde_json::Value = serde_json::from_slice(&report.stdout).unwrap();
     let sent = github.arrived().len() as u64;
@@ -242,7 +242,7 @@ async fn what_is_stored_is_ours_alone_to_read() {
     use std::os::unix::fs::PermissionsExt;
     let github = GitHub::start().await;
     let tap = Tap::start(&github, &[]).await;
-    for name in ["ca", "cache-v2", "ledger-v1"] {
+    for name in ["ca", "cache-v2", "ledger-v2"] {
         let mode = std::fs::metadata(tap.data_dir().join(name)).unwrap().permissions().mode() & 0o777;
         assert_eq!(mode, 0o700, "{name}");
     }

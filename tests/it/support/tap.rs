@@ -169,7 +169,13 @@ impl Tap {
     }
 
     pub async fn get_admin(&self, path: &str) -> String {
-        let body = ghtap::admin::client::ask(self.admin, http::Method::GET, path).await.unwrap();
+        let body = ghtap::admin::client::ask(
+            &ghtap::admin::client::At { address: self.admin, token: None },
+            http::Method::GET,
+            path,
+        )
+        .await
+        .unwrap();
         String::from_utf8_lossy(&body).into_owned()
     }
 }

@@ -1,0 +1,191 @@
+//! The file of clients: names and secrets, as htpasswd writes them (`name:hash`), or github-proxy's registry
+//! (YAML, `version: 1`, `clients: [{name, token}]`).
+
+use std::collections::HashMap;
+
+use aws_lc_rs::{constant_time, digest};
+use base64::Engine;
+use serde::Deserialize;
+
+/// What a client's secret is compared with.
+#[derive(Clone)]
+enum Secret {
+    Bcrypt(String),
+    /// `{SHA}`: one round of SHA-1.
+    Sha1([u8; 20]),
+    /// The digest of a token that the file holds in the clear.
+    Token([u8; 32]),
+}
+
+/// The clients that are known, by name.
+#[derive(Clone, Default)]
+pub struct ClientsFile {
+    secrets: HashMap<String, Secret>,
+}
+
+impl ClientsFile {
+    /// Reads either form. `{{ env.X }}` in a registry stands for a variable.
+    ///
+    /// # Errors
+    /// One line with the number of the line that is wrong; it never repeats a secret.
+    pub fn parse(text: &str, env: impl IntoIterator<Item = (String, String)>) -> Result<ClientsFile, String> {
+        let first = text.lines().map(str::trim).find(|l| !l.is_empty() && !l.starts_with('#') && *l != "---");
+        let is_yaml = first.is_some_and(|l| l.starts_with("version:") || l.starts_with("clients:"));
+        let secrets = if is_yaml { registry(text, env)? } else { htpasswd(text)? };
+        if secrets.is_empty() {
+            return Err("it names no client; add one with: htpasswd -B FILE NAME".into());
+        }
+        Ok(ClientsFile { secrets })
+    }
+
+    pub fn len(&self) -> usize {
+        self.secrets.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.secrets.is_empty()
+    }
+
+    /// Whether a client has this secret. Takes as long as its hash was made to take, for an unknown name, too.
+    pub fn verify(&self, name: &str, secret: &str) -> bool {
+        let (known, wanted) = match self.secrets.get(name) {
+            Some(wanted) => (true, Some(wanted)),
+            None => (false, self.secrets.values().next()),
+        };
+        known & wanted.is_some_and(|wanted| wanted.is(secret))
+    }
+}
+
+impl Secret {
+    fn is(&self, secret: &str) -> bool {
+        let same = |a: &[u8], b: &[u8]| constant_time::verify_slices_are_equal(a, b).is_ok();
+        match self {
+            Secret::Bcrypt(hash) => bcrypt::verify(secret, hash).unwrap_or(false),
+            Secret::Sha1(hash) => {
+                same(digest::digest(&digest::SHA1_FOR_LEGACY_USE_ONLY, secret.as_bytes()).as_ref(), hash)
+            }
+            Secret::Token(hash) => same(&sha256(secret), hash),
+        }
+    }
+}
+
+fn sha256(text: &str) -> [u8; 32] {
+    let mut hash = [0; 32];
+    hash.copy_from_slice(digest::digest(&digest::SHA256, text.as_bytes()).as_ref());
+    hash
+}
+
+fn htpasswd(text: &str) -> Result<HashMap<String, Secret>, String> {
+    let mut secrets = HashMap::new();
+    for (number, line) in text.lines().enumerate().map(|(i, line)| (i + 1, line.trim())) {
+        if line.is_empty() || line.starts_with('#') {
+            continue;
+        }
+        let (name, hash) = line.split_once(':').ok_or(format!("line {number}: name:hash is expected"))?;
+        let sha = hash.strip_prefix("{SHA}").map(|h| base64::engine::general_purpose::STANDARD.decode(h));
+        let secret = match sha {
+            Some(Ok(sha)) if sha.len() == 20 => Secret::Sha1(sha.try_into().expect("it has 20 bytes")),
+            None if ["$2y$", "$2b$", "$2a$"].iter().any(|id| hash.starts_with(id)) && hash.len() == 60 => {
+                Secret::Bcrypt(hash.to_owned())
+            }
+            _ => {
+                return Err(format!(
+                    "line {number}: the hash of {name:?} is neither bcrypt nor {{SHA}}; make it with: htpasswd -B FILE {name}"
+                ));
+            }
+        };
+        check_name(name).map_err(|why| format!("line {number}: {why}"))?;
+        secrets.insert(name.to_owned(), secret);
+    }
+    Ok(secrets)
+}
+
+fn registry(text: &str, env: impl IntoIterator<Item = (String, String)>) -> Result<HashMap<String, Secret>, String> {
+    #[derive(Deserialize)]
+    struct Registry {
+        version: u32,
+        clients: Vec<Client>,
+    }
+    #[derive(Deserialize)]
+    struct Client {
+        name: String,
+        token: String,
+    }
+    let env: HashMap<String, String> = env.into_iter().collect();
+    let mut templates = minijinja::Environment::new();
+    templates.set_undefined_behavior(minijinja::UndefinedBehavior::Strict);
+    let rendered = templates.render_str(text, minijinja::context! { env });
+    let rendered = rendered.map_err(|e| {
+        let at = e.line().map_or_else(String::new, |line| format!("line {line}: "));
+        format!("{at}a template names what is not set, or is malformed ({})", e.kind())
+    })?;
+    let registry: Registry = serde_saphyr::from_str(&rendered).map_err(|e| {
+        // Only where: the text around it may hold tokens.
+        let at = e.location().map_or_else(String::new, |l| format!("line {}: ", l.line()));
+        format!("{at}`version: 1` and `clients: [{{name, token}}]` are expected")
+    })?;
+    if registry.version != 1 {
+        return Err(format!("version {} is not known; version: 1 is", registry.version));
+    }
+    let mut secrets = HashMap::new();
+    for client in registry.clients {
+        check_name(&client.name)?;
+        if client.token.is_empty() {
+            return Err(format!("the client {:?} has no token", client.name));
+        }
+        secrets.insert(client.name, Secret::Token(sha256(&client.token)));
+    }
+    Ok(secrets)
+}
+
+/// What would not come out of a proxy URL as it was put in cannot be a name.
+fn check_name(name: &str) -> Result<(), String> {
+    match super::label(name) == name && !name.is_empty() {
+        true => Ok(()),
+        false => Err(format!("{name:?} cannot be a client's name: letters, digits and ._:/@#- can, 64 at most")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<ClientsFile, String> {
+        ClientsFile::parse(text, [("TOKEN".to_owned(), "t0ken".to_owned())])
+    }
+
+    #[test]
+    fn both_forms_are_read() {
+        let hash = bcrypt::hash("secret", 4).unwrap().replacen("$2b$", "$2y$", 1);
+        let file = parse(&format!("# clients\nci:{hash}\n\nold:{{SHA}}5en6G6MezRroT3XKqkdPOmY/BfQ=\n")).unwrap();
+        for (name, secret, good) in [
+            ("ci", "secret", true),
+            ("ci", "Secret", false),
+            ("old", "secret", true),
+            ("old", "", false),
+            ("nobody", "secret", false),
+        ] {
+            assert_eq!(file.verify(name, secret), good, "{name} {secret}");
+        }
+        let file =
+            parse("version: 1\nclients:\n  - name: app\n    token: \"{{ env.TOKEN }}\"\n    scopes: []\n").unwrap();
+        assert!(file.verify("app", "t0ken") && !file.verify("app", "{{ env.TOKEN }}") && !file.verify("b", "t0ken"));
+    }
+
+    #[test]
+    fn mistakes_are_told_with_their_line_and_without_secrets() {
+        for (text, said) in [
+            ("", "names no client"),
+            ("ci:$apr1$x$yyyyyyyyy", "line 1: the hash of \"ci\" is neither bcrypt"),
+            ("\nci", "line 2: name:hash"),
+            ("a b:{SHA}5en6G6MezRroT3XKqkdPOmY/BfQ=", "cannot be a client's name"),
+            ("version: 2\nclients: []", "version 2"),
+            ("version: 1\nclients:\n  - name: x\n", "expected"),
+            ("version: 1\nclients:\n  - name: x\n    token: \"{{ env.NO }}\"\n", "line 4: a template"),
+            ("version: 1\nclients: [{name: x, token: ''}]", "has no token"),
+        ] {
+            let error = parse(text).err().unwrap();
+            assert!(error.contains(said) && !error.contains("yyyy"), "{text}: {error}");
+        }
+    }
+}

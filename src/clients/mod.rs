@@ -1,0 +1,286 @@
+//! Who is calling: the client and the run that its proxy URL names, else its address.
+//!
+//! Without `--require-proxy-auth` a name is a label, and nothing is checked. With it, a name comes with the secret that
+//! the file of clients has for it, or from an address rule: git sends its name only when it is asked for it, Java
+//! not even then.
+
+mod file;
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use aws_lc_rs::hmac;
+use base64::Engine;
+use http::{HeaderMap, header};
+use ipnet::IpNet;
+use moka::sync::Cache;
+use parking_lot::{Mutex, RwLock};
+use tokio::runtime::Handle;
+use tokio::sync::Semaphore;
+
+pub use file::ClientsFile;
+
+/// A client, and the run of it that a call belongs to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Caller {
+    pub client: Arc<str>,
+    /// Empty if it named none.
+    pub run: Arc<str>,
+}
+
+/// Names are labels: longer ones are cut.
+const MAX_NAME: usize = 64;
+/// How long a secret that was checked need not be checked again.
+const CHECKED_FOR: Duration = Duration::from_secs(300);
+
+impl Caller {
+    /// A caller that gave no name.
+    pub fn at(address: IpAddr) -> Caller {
+        Caller { client: address.to_canonical().to_string().into(), run: "".into() }
+    }
+
+    fn named(name: &str, run: &str) -> Caller {
+        Caller { client: label(name).into(), run: label(run).into() }
+    }
+}
+
+/// A caller that is not known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unknown {
+    #[error(
+        "this proxy serves known clients only: put a name and its secret into the proxy's URL, http://NAME:SECRET@HOST:PORT"
+    )]
+    Nameless,
+    #[error("the name or the secret in the proxy's URL is wrong")]
+    Wrong,
+}
+
+/// A file, as it was when it was last read.
+struct Source {
+    path: PathBuf,
+    env: Vec<(String, String)>,
+    modified: Mutex<Option<SystemTime>>,
+}
+
+/// Tells who calls.
+pub struct Clients {
+    rules: Vec<(IpNet, Caller)>,
+    file: Option<(Source, RwLock<Arc<ClientsFile>>)>,
+    require: bool,
+    /// Who calls, where the connection does not say.
+    default: Option<Caller>,
+    /// Which names and secrets were found right or wrong, by their digest.
+    checked: Cache<[u8; 32], bool>,
+    key: hmac::Key,
+    /// Checking a secret takes long by design: elsewhere, and few at a time.
+    house: Handle,
+    checking: Semaphore,
+}
+
+impl Clients {
+    /// Must be called within the runtime that is to check secrets. `secret` never leaves the data directory; `env` is
+    /// what a registry's templates may name.
+    ///
+    /// # Errors
+    /// One line about the file.
+    pub fn new(
+        rules: Vec<(IpNet, String)>,
+        file: Option<PathBuf>,
+        require: bool,
+        default: Option<Caller>,
+        secret: &[u8],
+        env: Vec<(String, String)>,
+    ) -> Result<Clients, String> {
+        let file = match file {
+            None if require => return Err("--require-proxy-auth needs --clients-file FILE: who is known?".into()),
+            None => None,
+            Some(path) => {
+                let source = Source { path, env, modified: Mutex::default() };
+                let read = source.read()?;
+                Some((source, RwLock::new(Arc::new(read))))
+            }
+        };
+        Ok(Clients {
+            rules: rules.into_iter().map(|(net, name)| (net, Caller::named(&name, ""))).collect(),
+            file,
+            require,
+            default,
+            checked: Cache::builder().max_capacity(10_000).time_to_live(CHECKED_FOR).build(),
+            key: hmac::Key::new(hmac::HMAC_SHA256, secret),
+            house: Handle::current(),
+            checking: Semaphore::new(2),
+        })
+    }
+
+    /// The caller of a connection from `address` that sent these fields to the proxy: by the user part of
+    /// `Proxy-Authorization: Basic` (`client+run`), else by address.
+    pub async fn identify(&self, headers: Option<&HeaderMap>, address: IpAddr) -> Result<Caller, Unknown> {
+        let address = address.to_canonical();
+        let by_address = || self.rules.iter().find(|(net, _)| net.contains(&address)).map(|(_, caller)| caller.clone());
+        let nameless = || by_address().or_else(|| self.default.clone());
+        let Some((user, secret)) = headers.and_then(credentials) else {
+            return match (nameless(), self.require) {
+                (Some(caller), _) => Ok(caller),
+                (None, true) => Err(Unknown::Nameless),
+                (None, false) => Ok(Caller::at(address)),
+            };
+        };
+        let (name, run) = user.split_once('+').unwrap_or((&user, ""));
+        if self.require && !self.has_secret(name, &secret).await {
+            return Err(Unknown::Wrong);
+        }
+        if name.is_empty() {
+            let caller = nameless().unwrap_or_else(|| Caller::at(address));
+            return Ok(Caller { run: label(run).into(), ..caller });
+        }
+        Ok(Caller::named(name, run))
+    }
+
+    async fn has_secret(&self, name: &str, secret: &str) -> bool {
+        let mut context = hmac::Context::with_key(&self.key);
+        for part in [name, secret] {
+            context.update(&part.len().to_be_bytes());
+            context.update(part.as_bytes());
+        }
+        let mut digest = [0; 32];
+        digest.copy_from_slice(context.sign().as_ref());
+        if let Some(known) = self.checked.get(&digest) {
+            return known;
+        }
+        let Some((_, file)) = &self.file else { return false };
+        let Ok(_permit) = self.checking.acquire().await else { return false };
+        let file = file.read().clone();
+        let (name, secret) = (name.to_owned(), secret.to_owned());
+        let right = self.house.spawn_blocking(move || file.verify(&name, &secret)).await.unwrap_or(false);
+        self.checked.insert(digest, right);
+        right
+    }
+
+    /// Reads the file again if it has changed. One that is wrong changes nothing, and is told of. Blocks on the disk.
+    pub fn reload(&self) {
+        let Some((source, file)) = &self.file else { return };
+        if *source.modified.lock() == source.changed() {
+            return;
+        }
+        match source.read() {
+            Ok(read) => {
+                tracing::info!(clients = read.len(), file = %source.path.display(), "the clients were read again");
+                *file.write() = Arc::new(read);
+                self.checked.invalidate_all();
+            }
+            Err(error) => tracing::error!("{error}; the clients stay as they were"),
+        }
+    }
+}
+
+impl Source {
+    fn changed(&self) -> Option<SystemTime> {
+        std::fs::metadata(&self.path).and_then(|m| m.modified()).ok()
+    }
+
+    fn read(&self) -> Result<ClientsFile, String> {
+        *self.modified.lock() = self.changed();
+        let failed = |e: &dyn std::fmt::Display| format!("--clients-file {}: {e}", self.path.display());
+        let text = std::fs::read_to_string(&self.path).map_err(|e| failed(&e))?;
+        ClientsFile::parse(&text, self.env.iter().cloned()).map_err(|e| failed(&e))
+    }
+}
+
+/// User and secret of `Proxy-Authorization: Basic` (RFC 7617); none if there is no user.
+fn credentials(headers: &HeaderMap) -> Option<(String, String)> {
+    let value = headers.get(header::PROXY_AUTHORIZATION)?.to_str().ok()?;
+    let (scheme, encoded) = value.split_once(' ')?;
+    if !scheme.eq_ignore_ascii_case("basic") {
+        return None;
+    }
+    let decoded = base64::engine::general_purpose::STANDARD.decode(encoded.trim()).ok()?;
+    let text = String::from_utf8(decoded).ok()?;
+    let (user, secret) = text.split_once(':').unwrap_or((&text, ""));
+    (!user.is_empty()).then(|| (user.to_owned(), secret.to_owned()))
+}
+
+/// A name that is safe in a log, a label and a table: anything unusual becomes `_`.
+fn label(name: &str) -> String {
+    let safe = |c: char| if c.is_ascii_alphanumeric() || "._:/@#-".contains(c) { c } else { '_' };
+    name.chars().take(MAX_NAME).map(safe).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn named(value: &str) -> HeaderMap {
+        HeaderMap::from_iter([(header::PROXY_AUTHORIZATION, value.parse().unwrap())])
+    }
+
+    fn basic(text: &str) -> String {
+        format!("Basic {}", base64::engine::general_purpose::STANDARD.encode(text))
+    }
+
+    fn clients(file: Option<PathBuf>, require: bool) -> Clients {
+        let rules = vec![("10.2.0.0/16".parse().unwrap(), "office".to_owned())];
+        Clients::new(rules, file, require, None, b"secret", Vec::new()).unwrap()
+    }
+
+    #[tokio::test]
+    async fn names_are_labels() {
+        let clients = clients(None, false);
+        let address: IpAddr = "10.0.0.1".parse().unwrap();
+        for (value, client, run) in [
+            (basic("packit-worker+run-4711:x"), "packit-worker", "run-4711"),
+            (basic("packit-worker:x"), "packit-worker", ""),
+            (basic("packit-worker"), "packit-worker", ""),
+            (basic("+7:x"), "10.0.0.1", "7"),
+            (basic("a b\n+c\"d:x"), "a_b_", "c_d"),
+            (basic(":x"), "10.0.0.1", ""),
+            ("Bearer x".into(), "10.0.0.1", ""),
+            ("Basic !!!".into(), "10.0.0.1", ""),
+        ] {
+            let caller = clients.identify(Some(&named(&value)), address).await.unwrap();
+            assert_eq!((&*caller.client, &*caller.run), (client, run), "{value}");
+        }
+        for (address, client) in
+            [("::ffff:10.0.0.2", "10.0.0.2"), ("::ffff:10.2.0.2", "office"), ("10.2.9.9", "office")]
+        {
+            assert_eq!(&*clients.identify(None, address.parse().unwrap()).await.unwrap().client, client);
+        }
+        let caller = clients.identify(Some(&named(&basic("+7:x"))), "10.2.0.1".parse().unwrap()).await.unwrap();
+        assert_eq!((&*caller.client, &*caller.run), ("office", "7"));
+    }
+
+    #[tokio::test]
+    async fn unknown_callers_are_refused_where_it_is_asked_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("clients");
+        std::fs::write(&path, format!("ci:{}\n", bcrypt::hash("s", 4).unwrap())).unwrap();
+        let clients = clients(Some(path.clone()), true);
+        let (far, near): (IpAddr, IpAddr) = ("10.0.0.1".parse().unwrap(), "10.2.0.1".parse().unwrap());
+        let as_user = async |user: &str, address| {
+            let found = clients.identify(Some(&named(&basic(user))), address).await;
+            found.map(|c| format!("{}+{}", c.client, c.run))
+        };
+        assert_eq!(as_user("ci+7:s", far).await, Ok("ci+7".into()));
+        assert_eq!(as_user("ci:wrong", far).await, Err(Unknown::Wrong));
+        assert_eq!(as_user("ci:wrong", near).await, Err(Unknown::Wrong));
+        assert_eq!(as_user("other:s", far).await, Err(Unknown::Wrong));
+        assert_eq!(as_user("+7:s", far).await, Err(Unknown::Wrong));
+        assert_eq!(clients.identify(None, far).await, Err(Unknown::Nameless));
+        assert_eq!(&*clients.identify(None, near).await.unwrap().client, "office");
+        // A file that is wrong changes nothing; a right one does, also for what was checked before.
+        let rewrite = |text: &str, later| {
+            std::fs::write(&path, text).unwrap();
+            let file = std::fs::File::options().write(true).open(&path).unwrap();
+            file.set_modified(SystemTime::now() + Duration::from_secs(later)).unwrap();
+            clients.reload();
+        };
+        rewrite("nonsense", 1);
+        assert!(as_user("ci:s", far).await.is_ok());
+        rewrite(&format!("ci:{}\n", bcrypt::hash("t", 4).unwrap()), 2);
+        assert_eq!(as_user("ci:s", far).await, Err(Unknown::Wrong));
+        assert!(as_user("ci:t", far).await.is_ok());
+        let nobody = Clients::new(Vec::new(), None, true, None, b"", Vec::new()).err().unwrap();
+        assert!(nobody.contains("--clients-file"));
+    }
+}
