@@ -5,12 +5,19 @@
 use criterion::{Criterion, criterion_group, criterion_main};
 use http::HeaderMap;
 use std::hint::black_box;
+use std::sync::Arc;
 
 use ghtap::cache::key::Key;
 use ghtap::cache::stored::{BodyId, Coding, Entry, Representation, Validator, read_head, write_head};
+use ghtap::calls::Outcome;
+use ghtap::calls::ledger::{Keep, Ledger};
+use ghtap::calls::live::{Call, Live};
+use ghtap::calls::row::{Counts, Dimensions};
 use ghtap::github::credentials::Credentials;
 use ghtap::github::etag::Recipe;
+use ghtap::github::limits::Quota;
 use ghtap::github::routes::Routes;
+use ghtap::metrics::Metrics;
 
 fn request() -> HeaderMap {
     let fields = [
@@ -70,5 +77,57 @@ fn pure(c: &mut Criterion) {
     c.bench_function("route", |b| b.iter(|| routes.find(&http::Method::GET, black_box("/repos/o/r/pulls/7/commits"))));
 }
 
-criterion_group!(benches, pure);
+/// All that counting a call on the hit path is, but for the log.
+fn counting(c: &mut Criterion) {
+    let dir = tempfile::tempdir().unwrap();
+    let ledger = Ledger::open(dir.path(), Keep::default()).unwrap();
+    let (metrics, live) = (Metrics::new(), Live::default());
+    let [client, run, none, host, credential]: [Arc<str>; 5] =
+        ["ci".into(), "run-1".into(), "".into(), "api.github.com".into(), "installation:7".into()];
+    let quota = Quota {
+        limit: Some(5000),
+        remaining: Some(4000),
+        used: Some(1000),
+        reset: Some(9_999_999_999),
+        resource: Some("core"),
+    };
+    let mut now = 1_800_000_000_000;
+    let mut count = |run: &Arc<str>| {
+        now += 1;
+        let window = ledger.quotas.observe(&credential, &quota, false, now).unwrap();
+        metrics.quota(&credential, "core", &window);
+        metrics.sent(&host, "GET /repos/{owner}/{repo}", &client, "304", false);
+        metrics.called(&host, "revalidated", 0.001);
+        let mut counts = Counts { calls: 1, sent: 1, bytes: 6000, micros: 300, ..Counts::default() };
+        counts.times.add(300);
+        let dimensions = Dimensions {
+            client: client.clone(),
+            host: host.clone(),
+            route: "GET /repos/{owner}/{repo}".into(),
+            credential: credential.clone(),
+            status: 200,
+            outcome: Outcome::Revalidated,
+            resource: "core".into(),
+            in_run: !run.is_empty(),
+        };
+        ledger.add(dimensions, run, &counts, now);
+        live.publish(Call {
+            at: now,
+            client: client.clone(),
+            run: run.clone(),
+            host: host.clone(),
+            route: "GET /repos/{owner}/{repo}",
+            credential: credential.clone(),
+            status: 200,
+            outcome: "revalidated",
+            charged: 0,
+            remaining: Some(4000),
+            ms: 0.3,
+        });
+    };
+    c.bench_function("count a call", |b| b.iter(|| count(&none)));
+    c.bench_function("count a call of a run", |b| b.iter(|| count(&run)));
+}
+
+criterion_group!(benches, pure, counting);
 criterion_main!(benches);

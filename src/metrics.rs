@@ -29,8 +29,8 @@ pub struct Metrics {
     quota_limit: GaugeVec,
     quota_remaining: GaugeVec,
     quota_reset: GaugeVec,
-    quota_used_by_us: GaugeVec,
-    quota_used_by_others: GaugeVec,
+    quota_used_here: GaugeVec,
+    quota_used_elsewhere: GaugeVec,
     run_calls: HistogramVec,
     run_charged: HistogramVec,
     run_average: GaugeVec,
@@ -146,15 +146,15 @@ impl Metrics {
                 "X-RateLimit-Reset as last seen.",
                 &["credential", "resource"],
             ),
-            quota_used_by_us: gauges(
+            quota_used_here: gauges(
                 r,
-                "ghtap_quota_used_by_us",
+                "ghtap_quota_used_here",
                 "Charged calls through this tap since the last reset.",
                 &["credential", "resource"],
             ),
-            quota_used_by_others: gauges(
+            quota_used_elsewhere: gauges(
                 r,
-                "ghtap_quota_used_by_others",
+                "ghtap_quota_used_elsewhere",
                 "X-RateLimit-Used less what this tap was charged.",
                 &["credential", "resource"],
             ),
@@ -226,8 +226,8 @@ impl Metrics {
             (&self.quota_limit, window.limit),
             (&self.quota_remaining, window.remaining),
             (&self.quota_reset, window.reset),
-            (&self.quota_used_by_us, window.used_by_us),
-            (&self.quota_used_by_others, window.used_by_others()),
+            (&self.quota_used_here, window.used_by_us),
+            (&self.quota_used_elsewhere, window.used_by_others()),
         ] {
             gauge.with_label_values(&labels).set(value as f64);
         }
@@ -292,4 +292,35 @@ fn open(registry: &Registry, name: &str, help: &str) -> IntGauge {
     let metric = IntGauge::new(name, help).expect("a valid name");
     registry.register(Box::new(metric.clone())).expect("registered once");
     metric
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::calls::Outcome;
+    use crate::calls::runs::Average;
+
+    #[test]
+    fn series_are_bounded_and_what_was_folded_is_told() {
+        let metrics = Metrics::new();
+        let window = Window { limit: 5000, ..Window::default() };
+        for i in 0..10_000 {
+            let client = format!("client-{i}");
+            let route = format!("GET /route/{}", i % 1000);
+            for charged in [true, false] {
+                metrics.sent("api.github.com", &route, &client, "200", charged);
+            }
+            metrics.called("api.github.com", Outcome::ALL[i % 12].as_str(), 0.01);
+            metrics.quota(&format!("credential:{i}"), if i % 2 == 0 { "core" } else { "search" }, &window);
+            let average = Average { runs: 1, calls: 1, charged: 1 };
+            metrics.run_ended(&Ended { client: client.into(), calls: 1, charged: 1, average });
+        }
+        let text = metrics.render(&store::Stats::default());
+        let series = text.lines().filter(|l| !l.starts_with('#')).count();
+        assert!((3000..5000).contains(&series), "{series}");
+        assert!(text.contains("ghtap_client_requests_total{charged=\"true\",client=\"other\"} 9800"));
+        for label in ["client", "run_client", "credential", "route"] {
+            assert!(text.contains(&format!("ghtap_folded_total{{label=\"{label}\"}}")), "{label}");
+        }
+    }
 }

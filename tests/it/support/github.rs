@@ -193,6 +193,11 @@ impl GitHub {
         self.state.lock().unwrap().used.values().sum()
     }
 
+    /// Somebody else uses a credential's quota, who does not go through the tap.
+    pub fn use_quota(&self, token: &str, requests: u64) {
+        *self.state.lock().unwrap().used.entry(format!("token {token}")).or_default() += requests;
+    }
+
     pub fn forget_quota(&self) {
         self.state.lock().unwrap().used.clear();
     }
@@ -282,7 +287,12 @@ impl State {
                     &json!({ "token": token, "expires_at": "2099-01-01T00:00:00Z", "permissions": {} }),
                 );
             }
-            ("GET", p) if p.ends_with("/installation") => return Reply::json(200, &json!({ "id": 7, "app_id": 1 })),
+            ("GET", p) if p.ends_with("/installation") => {
+                return Reply::json(
+                    200,
+                    &json!({ "id": 7, "app_id": 1, "app_slug": "packit", "account": { "login": "acme" } }),
+                );
+            }
             ("POST", "/graphql") => {
                 let node = json!({ "number": 1, "title": "pr 1", "state": "OPEN", "url": "https://github.com/o/r/pull/1", "headRefName": "topic",
                     "headRepositoryOwner": { "login": "o" }, "isCrossRepository": false, "isDraft": false,

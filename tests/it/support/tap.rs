@@ -68,7 +68,8 @@ impl Tap {
         let log = std::fs::OpenOptions::new().create(true).append(true).open(self.log_path()).unwrap();
         let mut serve = command(GHTAP);
         serve
-            .args(["serve", "--listen=127.0.0.1:0", "--admin=127.0.0.1:0"])
+            .args(["serve", "--listen=127.0.0.1:0"])
+            .args((!self.arguments.iter().any(|a| a.starts_with("--admin="))).then_some("--admin=127.0.0.1:0"))
             .arg(format!("--data-dir={}", self.data_dir().display()));
         serve.arg(format!("--certs-dir={}", self.certs_dir().display())).args(&self.arguments);
         self.child = Some(serve.stdin(Stdio::null()).stderr(log).spawn().unwrap());
@@ -166,6 +167,17 @@ impl Tap {
                 && l.starts_with(name.trim_end_matches('}'))
         });
         lines.filter_map(|l| l.rsplit(' ').next()?.parse::<f64>().ok()).sum()
+    }
+
+    /// Waits until a metric has this value.
+    pub async fn wait_for_metric(&self, name: &str, value: f64) {
+        for _ in 0..200 {
+            if self.metric(name).await == value {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        panic!("{name} is {} and not {value}", self.metric(name).await);
     }
 
     pub async fn get_admin(&self, path: &str) -> String {
