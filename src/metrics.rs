@@ -303,7 +303,7 @@ mod tests {
     #[test]
     fn series_are_bounded_and_what_was_folded_is_told() {
         let metrics = Metrics::new();
-        let window = Window { limit: 5000, ..Window::default() };
+        let window = Window::default();
         for i in 0..10_000 {
             let client = format!("client-{i}");
             let route = format!("GET /route/{}", i % 1000);

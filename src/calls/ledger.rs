@@ -7,11 +7,12 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use indexmap::IndexMap;
 use parking_lot::Mutex;
 
 use super::known::Known;
 use super::names::Names;
-use super::packed::Packed;
+use super::packed::{Packed, Rows};
 use super::quota::Quotas;
 use super::row::{Counts, Dimensions};
 use super::runs::Runs;
@@ -63,13 +64,61 @@ pub struct Ledger {
     other: Arc<str>,
 }
 
+/// Rows that lie together on disk.
+const TOGETHER: usize = 64;
+
 #[derive(Default)]
 struct Minute {
     /// Since 1970.
     number: u32,
-    rows: HashMap<Dimensions, (Counts, bool), Hashing>,
-    /// Rows of the minutes before that are not on disk yet.
-    waiting: HashMap<(u32, Dimensions), Counts, Hashing>,
+    /// In the order in which they came: so many at a time lie together on disk.
+    rows: IndexMap<Dimensions, Counts, Hashing>,
+    /// Which of these parts have changed since they were written.
+    dirty: Vec<bool>,
+    /// Parts of the minutes before that are not on disk yet.
+    late: Vec<Part>,
+}
+
+/// Rows that lie together: of which minute, which part of it.
+struct Part {
+    minute: u32,
+    number: usize,
+    rows: Vec<(Dimensions, Counts)>,
+}
+
+impl Minute {
+    /// The parts that have changed, which count as written from now on.
+    fn take_dirty(&mut self) -> Vec<Part> {
+        let mut parts = std::mem::take(&mut self.late);
+        for (number, dirty) in self.dirty.iter_mut().enumerate().filter(|(_, dirty)| **dirty) {
+            *dirty = false;
+            let range = number * TOGETHER..((number + 1) * TOGETHER).min(self.rows.len());
+            let rows = self.rows.get_range(range).expect("it is within");
+            let rows = rows.iter().map(|(dimensions, counts)| (dimensions.clone(), counts.clone())).collect();
+            parts.push(Part { minute: self.number, number, rows });
+        }
+        parts
+    }
+
+    fn begin(&mut self, number: u32) {
+        self.late = self.take_dirty();
+        self.number = number;
+        self.rows.clear();
+        self.dirty.clear();
+        if self.rows.capacity() > 4 * TOGETHER {
+            self.rows = IndexMap::default();
+        }
+    }
+
+    fn add(&mut self, dimensions: Dimensions, counts: &Counts) {
+        let entry = self.rows.entry(dimensions);
+        let part = entry.index() / TOGETHER;
+        entry.or_default().merge(counts);
+        if self.dirty.len() <= part {
+            self.dirty.resize(part + 1, false);
+        }
+        self.dirty[part] = true;
+    }
 }
 
 impl Ledger {
@@ -113,18 +162,12 @@ impl Ledger {
         let mut minute = self.minute.lock();
         // A clock that is set back counts into the minute that it was: hours that are summed up stay so.
         if minute.number < number {
-            let before = minute.number;
-            let rows = std::mem::take(&mut minute.rows);
-            let late = rows.into_iter().filter(|(_, (_, dirty))| *dirty);
-            minute.waiting.extend(late.map(|(dimensions, (counts, _))| ((before, dimensions), counts)));
-            minute.number = number;
+            minute.begin(number);
         }
         if minute.rows.len() >= MAX_ROWS && !minute.rows.contains_key(&dimensions) {
             dimensions.client = self.other.clone();
         }
-        let row = minute.rows.entry(dimensions).or_default();
-        row.0.merge(counts);
-        row.1 = true;
+        minute.add(dimensions, counts);
     }
 
     /// Takes up what an answer told of credentials.
@@ -143,43 +186,35 @@ impl Ledger {
     /// Writes what has changed, and waits for the disk. Says how many rows. What fails is tried again.
     pub fn flush(&self) -> io::Result<usize> {
         let _one = self.flushing.lock();
-        let changed: Vec<(u32, Dimensions, Counts)> = {
-            let mut minute = self.minute.lock();
-            let waiting = std::mem::take(&mut minute.waiting);
-            let mut changed: Vec<_> =
-                waiting.into_iter().map(|((n, dimensions), counts)| (n, dimensions, counts)).collect();
-            let number = minute.number;
-            for (dimensions, (counts, dirty)) in &mut minute.rows {
-                if std::mem::take(dirty) {
-                    changed.push((number, dimensions.clone(), counts.clone()));
-                }
-            }
-            changed
-        };
-        let written = changed.iter().try_for_each(|(minute, dimensions, counts)| {
-            self.tiers.insert(*minute, self.start, &Packed::of(dimensions, &self.names)?, counts)
+        let parts = self.minute.lock().take_dirty();
+        let written = parts.iter().try_for_each(|part| {
+            let pack = |(dimensions, counts): &(Dimensions, Counts)| -> io::Result<_> {
+                Ok((Packed::of(dimensions, &self.names)?, counts.clone()))
+            };
+            let rows: Rows = part.rows.iter().map(pack).collect::<Result<_, _>>()?;
+            self.tiers.insert(part.minute, self.start, u32::try_from(part.number).unwrap_or(u32::MAX), &rows)
         });
         let beside = || {
-            self.runs.flush(&|dimensions| Packed::of(dimensions, &self.names))?;
+            self.runs.flush(&|dimensions| Packed::of(dimensions, &self.names), self.names.number(&self.other)?)?;
             self.quotas.flush()?;
             let learned = std::mem::take(&mut *self.learned.lock());
             self.known.remember(&learned, seconds_now() * 1000)?;
             self.db.flush().map(drop).map_err(io::Error::other)
         };
+        let rows = parts.iter().map(|part| part.rows.len()).sum();
         if let Err(error) = written.and_then(|()| beside()) {
-            // Rows are totals of their minute: writing one twice does no harm.
+            // Parts are totals of their minute: writing one twice does no harm.
             let mut minute = self.minute.lock();
-            let current = minute.number;
-            for (number, dimensions, counts) in changed {
+            for part in parts {
                 // What was counted since is newer than what failed.
-                match minute.rows.get_mut(&dimensions).filter(|_| number == current) {
-                    Some(row) => row.1 = true,
-                    None => drop(minute.waiting.entry((number, dimensions)).or_insert(counts)),
+                match part.minute == minute.number {
+                    true => minute.dirty[part.number] = true,
+                    false => minute.late.push(part),
                 }
             }
             return Err(error);
         }
-        Ok(changed.len())
+        Ok(rows)
     }
 
     /// Ends runs that are silent, sums up hours and days that are over, forgets what is old. Does a part of it;

@@ -1,6 +1,5 @@
-//! A row as it lies on disk: its names are numbers.
+//! Rows as they lie on disk: their names are numbers, and many of them lie together.
 
-use std::hash::BuildHasher;
 use std::io;
 
 use serde::{Deserialize, Serialize};
@@ -34,18 +33,7 @@ impl Packed {
             in_run: dimensions.in_run,
         })
     }
-
-    /// The same for the same row, in any process.
-    pub fn digest(&self) -> u64 {
-        foldhash::quality::FixedState::with_seed(0).hash_one(self)
-    }
-
-    pub fn write(&self, counts: &Counts) -> io::Result<Vec<u8>> {
-        postcard::to_stdvec(&(self, counts)).map_err(io::Error::other)
-    }
-
-    /// None if it is not a row.
-    pub fn read(value: &[u8]) -> Option<(Packed, Counts)> {
-        postcard::from_bytes(value).ok()
-    }
 }
+
+/// Rows that lie together: sled keeps few values on a page, and of each page a record in memory.
+pub(super) type Rows = Vec<(Packed, Counts)>;

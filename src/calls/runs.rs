@@ -12,13 +12,14 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
-use super::packed::Packed;
+use super::packed::{Packed, Rows};
 use super::row::{Counts, Dimensions, Sum};
 
 /// Runs that are open at once; past that, those that were silent for longest are ended.
 const MAX_OPEN: usize = 20_000;
-/// Rows that wait for the disk at most.
+/// Rows that wait for the disk at most, and that a run has at most: past that, its routes are counted as `other`.
 const MAX_WAITING: usize = 200_000;
+const MAX_ROWS: usize = 2_000;
 /// How many of a client's runs its average is taken over.
 const AVERAGED: usize = 100;
 /// Runs that are forgotten at one time.
@@ -72,17 +73,18 @@ type Id = u64;
 #[derive(Default)]
 struct State {
     open: HashMap<Name, (Id, Run, bool), foldhash::fast::RandomState>,
-    waiting: HashMap<(Id, Dimensions), Counts, foldhash::fast::RandomState>,
+    /// What was counted since the last flush.
+    waiting: HashMap<Id, Vec<(Dimensions, Counts)>, foldhash::fast::RandomState>,
+    waiting_rows: usize,
     /// Runs that ended, and are not on disk as such yet.
     ending: Vec<(Id, Run)>,
     sequence: u16,
 }
 
 pub struct Runs {
-    /// Runs that are open, and those that have ended, by id; and the rows of both, by id and digest.
+    /// Runs that are open, and those that have ended, by id: what is told of each, and behind it its rows.
     open: sled::Tree,
     ended: sled::Tree,
-    rows: sled::Tree,
     averages: sled::Tree,
     state: Mutex<State>,
     told: Mutex<Vec<Ended>>,
@@ -101,7 +103,6 @@ impl Runs {
         Ok(Runs {
             open,
             ended: db.open_tree("runs-ended")?,
-            rows: db.open_tree("runs-rows")?,
             averages: db.open_tree("runs-averages")?,
             state: Mutex::new(state),
             told: Mutex::default(),
@@ -131,9 +132,14 @@ impl Runs {
         });
         (open.last, *changed) = (now.max(open.last), true);
         open.sum.add(dimensions.outcome, dimensions.status, counts);
-        let key = (*id, dimensions.clone());
-        if state.waiting.len() < MAX_WAITING || state.waiting.contains_key(&key) {
-            state.waiting.entry(key).or_default().merge(counts);
+        let waiting = state.waiting.entry(*id).or_default();
+        match waiting.iter_mut().find(|(known, _)| known == dimensions) {
+            Some((_, sum)) => sum.merge(counts),
+            None if state.waiting_rows < MAX_WAITING => {
+                waiting.push((dimensions.clone(), counts.clone()));
+                state.waiting_rows += 1;
+            }
+            None => {}
         }
     }
 
@@ -153,31 +159,36 @@ impl Runs {
         std::mem::take(&mut *self.told.lock())
     }
 
-    /// Writes what has changed. Called by one at a time.
-    pub(super) fn flush(&self, pack: &dyn Fn(&Dimensions) -> io::Result<Packed>) -> io::Result<()> {
-        let (waiting, changed, ending) = {
+    /// Writes what has changed. Called by one at a time; `other` is the route that those past the limit are counted as.
+    pub(super) fn flush(&self, pack: &dyn Fn(&Dimensions) -> io::Result<Packed>, other: u32) -> io::Result<()> {
+        let (mut waiting, changed, ending) = {
             let mut state = self.state.lock();
-            let open = state
-                .open
-                .values_mut()
-                .filter_map(|(id, run, changed)| std::mem::take(changed).then(|| (*id, run.clone())));
+            let open = state.open.values_mut();
+            let open = open.filter_map(|(id, run, changed)| std::mem::take(changed).then(|| (*id, run.clone())));
             let changed: Vec<(Id, Run)> = open.collect();
+            state.waiting_rows = 0;
             (std::mem::take(&mut state.waiting), changed, std::mem::take(&mut state.ending))
         };
-        for (id, run) in &changed {
-            self.open.insert(id.to_be_bytes(), postcard::to_stdvec(run).map_err(io::Error::other)?)?;
-        }
-        for ((id, dimensions), counts) in &waiting {
-            let packed = pack(dimensions)?;
-            let key = [id.to_be_bytes(), packed.digest().to_be_bytes()].concat();
-            let mut sum = counts.clone();
-            if let Some((_, before)) = self.rows.get(&key)?.as_deref().and_then(Packed::read) {
-                sum.merge(&before);
+        let mut with_rows = |id: Id, run: &Run| -> io::Result<Vec<u8>> {
+            let before = self.open.get(id.to_be_bytes())?;
+            let mut rows = before.as_deref().and_then(rows_of).unwrap_or_default();
+            for (dimensions, counts) in waiting.remove(&id).unwrap_or_default() {
+                let mut packed = pack(&dimensions)?;
+                if rows.len() >= MAX_ROWS && rows.iter().all(|(known, _)| *known != packed) {
+                    packed.route = other;
+                }
+                match rows.iter_mut().find(|(known, _)| *known == packed) {
+                    Some((_, sum)) => sum.merge(&counts),
+                    None => rows.push((packed, counts)),
+                }
             }
-            self.rows.insert(key, packed.write(&sum)?)?;
+            postcard::to_stdvec(&(run, rows)).map_err(io::Error::other)
+        };
+        for (id, run) in &changed {
+            self.open.insert(id.to_be_bytes(), with_rows(*id, run)?)?;
         }
         for (id, run) in ending {
-            self.ended.insert(id.to_be_bytes(), postcard::to_stdvec(&run).map_err(io::Error::other)?)?;
+            self.ended.insert(id.to_be_bytes(), with_rows(id, &run)?)?;
             self.open.remove(id.to_be_bytes())?;
             let (calls, charged) = (run.sum.counts.calls, run.sum.counts.charged);
             let average = self.average_with(&run.client, calls, charged)?;
@@ -251,11 +262,13 @@ impl Runs {
 
     /// The rows of a run.
     pub(super) fn rows(&self, id: Id, mut each: impl FnMut(&Packed, &Counts)) -> io::Result<()> {
-        for pair in self.rows.scan_prefix(id.to_be_bytes()) {
-            if let Some((packed, counts)) = Packed::read(&pair?.1) {
-                each(&packed, &counts);
-            }
-        }
+        let key = id.to_be_bytes();
+        let value = match self.open.get(key)? {
+            Some(value) => Some(value),
+            None => self.ended.get(key)?,
+        };
+        let rows = value.as_deref().and_then(rows_of).unwrap_or_default();
+        rows.iter().for_each(|(packed, counts)| each(packed, counts));
         Ok(())
     }
 
@@ -263,11 +276,7 @@ impl Runs {
     pub(super) fn forget(&self, before: u64) -> io::Result<()> {
         let before = (before.min(u64::MAX >> 16) << 16).to_be_bytes();
         for key in self.ended.range(..before).keys().take(FORGET) {
-            let key = key?;
-            for row in self.rows.scan_prefix(&key).keys() {
-                self.rows.remove(row?)?;
-            }
-            self.ended.remove(key)?;
+            self.ended.remove(key?)?;
         }
         Ok(())
     }
@@ -298,7 +307,13 @@ impl State {
 }
 
 fn read(key: &[u8], value: &[u8]) -> Option<(Id, Run)> {
-    Some((u64::from_be_bytes(key.try_into().ok()?), postcard::from_bytes(value).ok()?))
+    Some((u64::from_be_bytes(key.try_into().ok()?), postcard::take_from_bytes(value).ok()?.0))
+}
+
+/// The rows behind what is told of a run.
+fn rows_of(value: &[u8]) -> Option<Rows> {
+    let (_, rows) = postcard::take_from_bytes::<Run>(value).ok()?;
+    postcard::from_bytes(rows).ok()
 }
 
 fn averaged(last: &[(u64, u64)]) -> Average {

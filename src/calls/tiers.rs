@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::io;
 
-use super::packed::Packed;
+use super::packed::{Packed, Rows};
 use super::row::Counts;
 
 pub(super) const HOUR: u32 = 60;
@@ -18,8 +18,10 @@ const KEEP: [u32; 3] = [2 * DAY, 30 * DAY, 400 * DAY];
 const SETTLED: u32 = 2;
 /// Different rows of an hour or a day; past that, clients are counted as `other`.
 const MAX_ROWS: usize = 50_000;
-/// Rows that are removed at one time.
-const REMOVE: usize = 50_000;
+/// Values that are removed at one time.
+const REMOVE: usize = 5_000;
+/// Rows of an hour or a day that lie together.
+const TOGETHER: usize = 256;
 
 /// How fine rows are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -112,9 +114,15 @@ impl Tiers {
         Ok(Tiers { trees, marks, reach: parking_lot::Mutex::new(reach) })
     }
 
-    /// Writes a row of a minute; `start` tells processes apart.
-    pub fn insert(&self, minute: u32, start: u32, packed: &Packed, counts: &Counts) -> io::Result<()> {
-        self.trees[0].insert(key(minute, start, packed), packed.write(counts)?)?;
+    /// Writes some rows of a minute, in the place of what was written under the same number; `start` tells processes
+    /// apart.
+    pub fn insert(&self, minute: u32, start: u32, number: u32, rows: &Rows) -> io::Result<()> {
+        self.write(Tier::Minute, key(minute, start, number), rows)
+    }
+
+    fn write(&self, tier: Tier, key: [u8; 12], rows: &[(Packed, Counts)]) -> io::Result<()> {
+        let value = postcard::to_stdvec(rows).map_err(io::Error::other)?;
+        self.trees[tier as usize].insert(key, value)?;
         Ok(())
     }
 
@@ -126,10 +134,10 @@ impl Tiers {
     ) -> io::Result<()> {
         for pair in self.trees[tier as usize].range(from.to_be_bytes()..to.to_be_bytes()) {
             let (key, value) = pair?;
-            let minute = u32::from_be_bytes(key[..4].try_into().expect("keys have 16 bytes"));
-            match Packed::read(&value) {
-                Some((packed, counts)) => each(minute, packed, counts),
-                None => tracing::warn!(minute, "a row of the ledger cannot be read"),
+            let minute = minute_of(&key);
+            match postcard::from_bytes::<Rows>(&value) {
+                Ok(rows) => rows.into_iter().for_each(|(packed, counts)| each(minute, packed, counts)),
+                Err(error) => tracing::warn!(%error, minute, "rows of the ledger cannot be read"),
             }
         }
         Ok(())
@@ -150,7 +158,7 @@ impl Tiers {
             let Some(first) = self.trees[finer as usize].range(done.to_be_bytes()..).keys().next().transpose()? else {
                 continue;
             };
-            let from = tier.down(u32::from_be_bytes(first[..4].try_into().expect("keys have 16 bytes"))).max(done);
+            let from = tier.down(minute_of(&first)).max(done);
             let to = from + tier.len();
             if to + SETTLED > now || to > finer_done {
                 // What came before is empty, and so complete.
@@ -165,8 +173,14 @@ impl Tiers {
                 }
                 sums.entry(packed).or_default().merge(&counts);
             })?;
-            for (packed, counts) in &sums {
-                self.trees[tier as usize].insert(key(from, 0, packed), packed.write(counts)?)?;
+            // What an attempt that was cut short has left would be counted twice.
+            let tree = &self.trees[tier as usize];
+            for left in tree.range(from.to_be_bytes()..to.to_be_bytes()).keys() {
+                tree.remove(left?)?;
+            }
+            let sums: Rows = sums.into_iter().collect();
+            for (rows, number) in sums.chunks(TOGETHER).zip(0..) {
+                self.write(tier, key(from, 0, number), rows)?;
             }
             self.mark(|reach| reach.done[tier as usize] = to)?;
             more = true;
@@ -210,12 +224,16 @@ impl Tiers {
     }
 }
 
-fn key(minute: u32, start: u32, packed: &Packed) -> [u8; 16] {
-    let mut key = [0; 16];
+fn key(minute: u32, start: u32, number: u32) -> [u8; 12] {
+    let mut key = [0; 12];
     key[..4].copy_from_slice(&minute.to_be_bytes());
     key[4..8].copy_from_slice(&start.to_be_bytes());
-    key[8..].copy_from_slice(&packed.digest().to_be_bytes());
+    key[8..].copy_from_slice(&number.to_be_bytes());
     key
+}
+
+fn minute_of(key: &[u8]) -> u32 {
+    u32::from_be_bytes(key[..4].try_into().expect("keys have 12 bytes"))
 }
 
 #[cfg(test)]
