@@ -9,9 +9,9 @@
 //! 2. [`proxy`] looks at the request-target. `CONNECT` to another host: [`tunnel`]. To an intercepted one: 200, read the
 //!    ClientHello ([`tls::hello`]), check its server name, terminate with a leaf of our CA ([`tls::authority`]), and
 //!    serve HTTP/1.1 or HTTP/2 by ALPN.
-//! 3. [`clients`] names the client and its run.
+//! 3. [`clients`] names the client and its run, and refuses who is not known, where that is asked for.
 //! 4. [`exchange`]: not eligible for the cache, it is forwarded; eligible, looked up, asked with our validator, answered.
-//! 5. [`calls`] records it once: in the log, the metrics and the ledger.
+//! 5. [`calls`] records it once: in the log, the metrics and the ledger. [`admin`] shows what was recorded.
 //!
 //! Arrows run one way: `cli → config, server → proxy → {tunnel, exchange}`, `exchange → {github, cache, origin, calls}`;
 //! inside `cache`, the pure rooms know neither tokio nor sled nor the clock. Nobody below `server` sees `Config`.
@@ -23,6 +23,9 @@
 //! - [`exchange`], [`origin`] and [`proxy`] are folders: one concern a file.
 //! - [`cache::listing`] and [`cache::precondition`] are pure rooms beside `policy`, which chooses the validator.
 //! - [`body`] and [`drain`] are small types that several rooms share.
+//! - [`cache::sled`] keeps the index only; records and bodies lie in a log of segments beside it. sled 0.34 holds many
+//!   small values well, and large ones badly.
+//! - [`calls`] has a ledger of three tiers (minutes, hours, days), and keeps runs apart from them.
 //! - `src/main.rs` needs no `anyhow`: a subcommand's failure is one line already.
 //!
 //! # What is deliberately not done

@@ -20,9 +20,16 @@ pub(super) struct Slot {
     pub used: u64,
     pub record: Place,
     pub bodies: Box<[(BodyId, Place)]>,
+    /// The use by which it is in order: uses since then are seen to when its turn comes.
+    #[serde(skip)]
+    filed: u64,
 }
 
 impl Slot {
+    pub fn new(used: u64, record: Place, bodies: Box<[(BodyId, Place)]>) -> Slot {
+        Slot { used, record, bodies, filed: used }
+    }
+
     pub fn places(&self) -> impl Iterator<Item = Place> {
         self.bodies.iter().map(|(_, place)| *place).chain([self.record])
     }
@@ -66,8 +73,9 @@ impl Index {
         self.slots.keys().copied().collect()
     }
 
-    pub fn put(&mut self, id: KeyId, slot: Slot) {
+    pub fn put(&mut self, id: KeyId, mut slot: Slot) {
         self.remove(id);
+        slot.filed = slot.used;
         for place in slot.places() {
             if let Some(segment) = self.segments.get_mut(&place.segment) {
                 segment.live += u64::from(place.len);
@@ -86,20 +94,30 @@ impl Index {
             }
         }
         self.live -= slot.cost();
-        self.by_use.remove(&(slot.used, id))
+        self.by_use.remove(&(slot.filed, id))
     }
 
-    /// Notes a use, and says when the one before was.
+    /// Notes a use, and says when the one before was. Costs a lookup: the order is put right when room is made.
     pub fn touch(&mut self, id: KeyId, used: u64) -> Option<u64> {
         let slot = self.slots.get_mut(&id)?;
-        let before = std::mem::replace(&mut slot.used, used);
-        self.by_use.remove(&(before, id));
-        self.by_use.insert((used, id));
+        let before = slot.used;
+        slot.used = before.max(used);
         Some(before)
     }
 
-    pub fn oldest(&self) -> Option<KeyId> {
-        self.by_use.first().map(|(_, id)| *id)
+    /// What was not used for longest.
+    pub fn oldest(&mut self) -> Option<KeyId> {
+        loop {
+            let (filed, id) = *self.by_use.first()?;
+            match self.slots.get_mut(&id) {
+                Some(slot) if slot.used > filed => {
+                    slot.filed = slot.used;
+                    self.by_use.remove(&(filed, id));
+                    self.by_use.insert((slot.used, id));
+                }
+                _ => return Some(id),
+            }
+        }
     }
 
     /// Bytes of all segments.

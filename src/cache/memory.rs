@@ -59,6 +59,11 @@ impl<V: Clone> Memory<V> {
         gone.len()
     }
 
+    /// Whether a value of this weight displaces none.
+    pub fn has_room(&self, id: KeyId, weight: u64) -> bool {
+        self.shard(id).lock().weight + weight <= self.room
+    }
+
     pub fn remove(&self, id: KeyId) {
         let mut shard = self.shard(id).lock();
         let former = shard.values.pop(&id);

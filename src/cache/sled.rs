@@ -36,6 +36,8 @@ pub struct SledRoom {
     path: PathBuf,
     max_bytes: u64,
     index: Mutex<Index>,
+    /// Keys whose use on disk is more than an hour older than what is known.
+    to_note: Mutex<Vec<KeyId>>,
     /// Locked for as long as something is written; never by who reads.
     end: Mutex<End>,
     /// Replaced when sled has let it grow; missing only if the new one could not be opened.
@@ -108,6 +110,7 @@ impl SledRoom {
             path: path.to_owned(),
             max_bytes,
             index: Mutex::new(index),
+            to_note: Mutex::default(),
             end: Mutex::new(end),
             on_disk: Mutex::new(Some(on_disk)),
             index_disk: AtomicU64::new(disk),
@@ -123,21 +126,28 @@ impl SledRoom {
         self.max_bytes
     }
 
-    /// An entry and those of its bodies that are not larger than `small`. None: nothing there, or it failed
-    /// its check and was removed.
+    /// An entry and those of its bodies that are not larger than `small`, used at `now` (none: only looked at). None:
+    /// nothing there, or it failed its check and was removed.
     ///
     /// # Errors
     /// The disk failed; `WouldBlock` where it may not wait and would have to.
     #[expect(clippy::type_complexity, reason = "an entry and its bodies; a name would say no more")]
-    pub(super) fn load(&self, id: KeyId, small: u64, wait: Wait) -> io::Result<Option<(Entry, Vec<(BodyId, Bytes)>)>> {
-        let Some((slot, files)) = self.find(id) else { return Ok(None) };
+    pub(super) fn load(
+        &self,
+        id: KeyId,
+        small: u64,
+        wait: Wait,
+        now: Option<u64>,
+    ) -> io::Result<Option<(Entry, Vec<(BodyId, Bytes)>)>> {
+        let Some((slot, files)) = self.find(id, now) else { return Ok(None) };
         let fits = |place: &Place| u64::from(place.len) <= small;
         // Mostly, the newest body lies right before the record: one read takes both.
         let beside = slot.bodies.iter().find(|(_, place)| place.is_followed_by(&slot.record) && fits(place));
         let from = beside.map_or(slot.record, |(_, place)| *place);
         let before = usize::try_from(slot.record.offset - from.offset).map_err(io::Error::other)?;
         let span = log::read(&files[0], from.offset, before + slot.record.len as usize, wait)?;
-        let Some(entry) = Entry::decode(&span[before..]) else {
+        let entry = slot.record.holds(&span[before..]).then(|| Entry::decode_checked(&span[before..])).flatten();
+        let Some(entry) = entry else {
             self.corrupt.fetch_add(1, Ordering::Relaxed);
             tracing::warn!("a stored record failed its check and was removed");
             self.remove(id)?;
@@ -157,8 +167,11 @@ impl SledRoom {
     }
 
     /// Where a key's bytes lie, and the files that they lie in: the record's first.
-    fn find(&self, id: KeyId) -> Option<(Slot, Vec<Arc<File>>)> {
-        let index = self.index.lock();
+    fn find(&self, id: KeyId, now: Option<u64>) -> Option<(Slot, Vec<Arc<File>>)> {
+        let mut index = self.index.lock();
+        if let Some(now) = now {
+            self.used(&mut index, id, now);
+        }
         let slot = index.get(id)?;
         let places = [slot.record].into_iter().chain(slot.bodies.iter().map(|(_, place)| *place));
         let files = places.map(|p| index.segments.get(&p.segment).map(|s| s.file.clone())).collect::<Option<_>>()?;
@@ -181,12 +194,12 @@ impl SledRoom {
     /// failed is removed.
     pub(super) fn apply(&self, batch: &HashMap<KeyId, Pending>, touched: &HashMap<KeyId, u64>) {
         for (id, used) in touched {
-            let mut index = self.index.lock();
-            // On disk, an hour is exact enough.
-            let much_later = index.touch(*id, *used).is_some_and(|before| used / 3_600_000 != before / 3_600_000);
-            let slot = much_later.then(|| index.get(*id).cloned()).flatten();
-            drop(index);
-            if let Some(Err(error)) = slot.map(|slot| self.note(*id, &slot)) {
+            self.used(&mut self.index.lock(), *id, *used);
+        }
+        let to_note = std::mem::take(&mut *self.to_note.lock());
+        for id in to_note {
+            let slot = self.index.lock().get(id).cloned();
+            if let Some(Err(error)) = slot.map(|slot| self.note(id, &slot)) {
                 self.failed(&error);
             }
         }
@@ -207,6 +220,13 @@ impl SledRoom {
         }
     }
 
+    fn used(&self, index: &mut Index, id: KeyId, now: u64) {
+        // On disk, an hour is exact enough.
+        if index.touch(id, now).is_some_and(|before| now / 3_600_000 > before / 3_600_000) {
+            self.to_note.lock().push(id);
+        }
+    }
+
     fn write(&self, id: KeyId, pending: &Pending) -> io::Result<()> {
         let Some(loaded) = &pending.loaded else { return self.remove(id) };
         let record = loaded.entry.encode();
@@ -214,6 +234,7 @@ impl SledRoom {
         // When it was asked for, not when the disk came to it.
         let used = representations.iter().map(Representation::confirmed_at).max().unwrap_or(0);
         let before = self.index.lock().get(id).cloned();
+        let used = before.as_ref().map_or(used, |slot| used.max(slot.used));
         // A body that was replaced before it was written need not be; one that came back must.
         let known = |body: BodyId| before.as_ref().and_then(|slot| slot.body(body));
         let mut bodies: Vec<(BodyId, Option<Place>)> = Vec::new();
@@ -236,7 +257,8 @@ impl SledRoom {
         pieces.push(&record);
         let mut places = self.append(&pieces)?.into_iter();
         let bodies = bodies.into_iter().filter_map(|(id, place)| Some((id, place.or_else(|| places.next())?)));
-        let slot = Slot { used, bodies: bodies.collect(), record: places.next().expect("one for each piece") };
+        let bodies = bodies.collect();
+        let slot = Slot::new(used, places.next().expect("one for each piece"), bodies);
         self.note(id, &slot)?;
         self.index.lock().put(id, slot);
         Ok(())
@@ -283,7 +305,7 @@ impl SledRoom {
         }
         loop {
             let oldest = {
-                let index = self.index.lock();
+                let mut index = self.index.lock();
                 if index.live <= self.max_bytes / 2 {
                     break;
                 }
@@ -325,7 +347,7 @@ impl SledRoom {
     fn compact(&self, segment: u32) -> io::Result<()> {
         let ids = self.index.lock().in_segment(segment);
         for id in ids {
-            let Some((slot, files)) = self.find(id) else { continue };
+            let Some((slot, files)) = self.find(id, None) else { continue };
             let read = |place: &Place, file: &File| log::read(file, place.offset, place.len as usize, Wait::Yes);
             let mut bodies = Vec::new();
             for ((_, place), file) in slot.bodies.iter().zip(&files[1..]).filter(|((_, p), _)| p.segment == segment) {
@@ -406,7 +428,7 @@ impl SledRoom {
     pub(super) fn for_each(&self, each: &mut dyn FnMut(KeyId, &Entry)) {
         let ids = self.index.lock().ids();
         for id in ids {
-            if let Ok(Some((entry, _))) = self.load(id, 0, Wait::Yes) {
+            if let Ok(Some((entry, _))) = self.load(id, 0, Wait::Yes, None) {
                 each(id, &entry);
             }
         }

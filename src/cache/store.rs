@@ -98,6 +98,8 @@ const MAX_WAITING: u64 = 64 << 20;
 const MAX_IN_MEMORY: u64 = 1 << 20;
 /// A disk that takes longer than this is a miss.
 const READ_PATIENCE: std::time::Duration = std::time::Duration::from_secs(1);
+/// How many of the entries that are read get into a full memory: one in so many.
+const ADMIT_EVERY: u64 = 8;
 /// Disk reads under way at once; more wait their turn.
 const READERS: usize = 16;
 
@@ -127,6 +129,8 @@ pub struct Store {
     writer: Mutex<Option<std::thread::JoinHandle<()>>>,
     readers: tokio::sync::Semaphore,
     max_bytes: u64,
+    /// Entries read from disk.
+    reads: AtomicU64,
     /// Out of memory, where there is nothing behind it.
     evicted: AtomicU64,
     corrupt: AtomicU64,
@@ -154,6 +158,7 @@ impl Store {
         });
         Store {
             memory: Memory::new(memory_bytes),
+            reads: AtomicU64::new(0),
             evicted: AtomicU64::new(0),
             room,
             queue,
@@ -170,7 +175,7 @@ impl Store {
     pub async fn load(&self, id: KeyId, now: u64) -> Option<Arc<Loaded>> {
         let loaded = match self.in_memory(id) {
             Some(loaded) => loaded?,
-            None => self.read_disk(id).await?,
+            None => return self.read_disk(id, now).await,
         };
         let tenth = now / 100;
         if self.room.is_some() && loaded.touched.swap(tenth, Ordering::Relaxed) != tenth {
@@ -202,13 +207,13 @@ impl Store {
         Some(pending.loaded.clone())
     }
 
-    async fn read_disk(&self, id: KeyId) -> Option<Arc<Loaded>> {
+    async fn read_disk(&self, id: KeyId, now: u64) -> Option<Arc<Loaded>> {
         let room = self.room.clone()?;
         // What the system has in memory is read here: less than a thread's wake-up.
-        let at_once = room.load(id, MAX_IN_MEMORY, Wait::No);
+        let at_once = room.load(id, MAX_IN_MEMORY, Wait::No, Some(now));
         let found = match at_once {
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
-                self.read(move || room.load(id, MAX_IN_MEMORY, Wait::Yes)).await?
+                self.read(move || room.load(id, MAX_IN_MEMORY, Wait::Yes, Some(now))).await?
             }
             found => found,
         };
@@ -232,7 +237,12 @@ impl Store {
             Some(newer) => newer,
             None => {
                 let loaded = Arc::new(loaded);
-                self.keep_in_memory(id, loaded.clone());
+                // One in so many, once something else would have to go: what is asked for often gets in soon, and
+                // what is asked for once mostly costs nobody's place.
+                let turn = self.reads.fetch_add(1, Ordering::Relaxed).is_multiple_of(ADMIT_EVERY);
+                if turn || self.memory.has_room(id, loaded.weight()) {
+                    self.keep_in_memory(id, loaded.clone());
+                }
                 Some(loaded)
             }
         }

@@ -182,6 +182,12 @@ impl Entry {
         }
         postcard::from_bytes(rest).ok()
     }
+
+    /// The same for a record that was found whole by another checksum.
+    pub fn decode_checked(record: &[u8]) -> Option<Entry> {
+        let (head, rest) = record.split_at_checked(9)?;
+        if head[0] == VERSION { postcard::from_bytes(rest).ok() } else { None }
+    }
 }
 
 /// Writes a head in wire form.

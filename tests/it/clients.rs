@@ -385,3 +385,42 @@ async fn chains_pass_the_strictest_checks() {
     with.args(["-c", &script]);
     assert_eq!(run(with).await.0, "ok\n");
 }
+
+#[tokio::test]
+async fn ogr_and_pygithub_keep_to_a_baseline() {
+    let Some(python) = python("ogr_and_pygithub_keep_to_a_baseline") else { return };
+    for script in ["with_pygithub.py", "with_ogr.py"] {
+        let (github, tap) = start(&[]).await;
+        let dir = tempfile::tempdir().unwrap();
+        let saved = dir.path().join("calls.json");
+        let once =
+            format!("'{}' '{}' '{}'", python.display(), here("clients").join(script).display(), key(&tap).display());
+        let measure = |option: &str, shell: &str| {
+            let mut with = command(crate::support::tap::GHTAP);
+            // From nothing each time, so that two runs can be compared.
+            with.args(["run", "--store=memory:"])
+                .arg(format!("--data-dir={}", dir.path().join("data").display()))
+                .arg(format!("--certs-dir={}", dir.path().join("certs").display()))
+                .arg(format!("--resolve=api.github.com:443:{}", github.address))
+                .arg(format!("--upstream-ca={}", github.ca.display()))
+                .arg(format!("--{option}={}", saved.display()));
+            with.args(["--", "sh", "-c", shell]).stdin(Stdio::null());
+            tokio::task::spawn_blocking(move || with.output().unwrap())
+        };
+        let said = |output: &Output| String::from_utf8_lossy(&output.stderr).into_owned();
+        let first = measure("save", &once).await.unwrap();
+        assert_eq!(first.status.code(), Some(0), "{script}: {}", said(&first));
+        github.arrived();
+        let again = measure("baseline", &once).await.unwrap();
+        assert_eq!(again.status.code(), Some(0), "{script}: {}", said(&again));
+        assert!(!said(&again).contains("grew") && !said(&again).contains("new  "), "{}", said(&again));
+        // The inventory is what arrived.
+        let charged = github.arrived().iter().filter(|a| a.charged).count();
+        let baseline: serde_json::Value = serde_json::from_slice(&std::fs::read(&saved).unwrap()).unwrap();
+        assert_eq!(baseline["total"]["charged"], charged);
+        // A change that does everything twice is seen, route by route.
+        let twice = measure("baseline", &format!("{once} && {once}")).await.unwrap();
+        assert_eq!(twice.status.code(), Some(3), "{script}: {}", said(&twice));
+        assert!(said(&twice).contains("grew    GET /repos/{owner}/{repo}/contents/{path}: "), "{}", said(&twice));
+    }
+}
