@@ -83,7 +83,7 @@ fn a_busy_day() {
     println!("  /metrics: {series} series, {:.1} ms", took.as_secs_f64() * 1000.0);
     let folded: Vec<&str> = text.lines().filter(|l| l.starts_with("ghtap_folded_total")).collect();
     println!("  {}", folded.join(", "));
-    println!("  ledger on disk: {} MiB", ghtap::cache::sled::occupied(&dir.path().join(DIRECTORY)) >> 20);
+    println!("  ledger on disk: {} MiB", ghtap::disk::occupied(&dir.path().join(DIRECTORY)) >> 20);
     ask(&ledger, "  by run, all", &Question { top: Some(20), ..Question::by(By::Run) }, DAY_ONE + 1440 * MINUTE);
 }
 
@@ -107,10 +107,7 @@ fn ten_million_calls() {
         keep_house(&ledger, &metrics, now);
     }
     let now = DAY_ONE + 7 * 1440 * MINUTE;
-    println!(
-        "ten million calls in a week, {} MiB on disk",
-        ghtap::cache::sled::occupied(&dir.path().join(DIRECTORY)) >> 20
-    );
+    println!("ten million calls in a week, {} MiB on disk", ghtap::disk::occupied(&dir.path().join(DIRECTORY)) >> 20);
     for by in [By::Route, By::Client, By::Credential, By::Hour] {
         ask(&ledger, &format!("  by {}, all", by.as_str()), &Question::by(by), now);
     }

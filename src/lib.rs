@@ -22,7 +22,7 @@
 //!   GitHub, so that no request wakes another thread. [`server`] only accepts and hands out.
 //! - [`exchange`], [`origin`] and [`proxy`] are folders: one concern a file.
 //! - [`cache::listing`] and [`cache::precondition`] are pure rooms beside `policy`, which chooses the validator.
-//! - [`body`] and [`drain`] are small types that several rooms share.
+//! - [`body`], [`disk`], [`drain`] and [`patient`] are small types that several rooms share.
 //! - [`cache::sled`] keeps the index only; records and bodies lie in a log of segments beside it. sled 0.34 holds many
 //!   small values well, and large ones badly.
 //! - [`calls`] has a ledger of three tiers (minutes, hours, days), and keeps runs apart from them.
@@ -48,6 +48,7 @@ pub mod calls;
 pub mod cli;
 pub mod clients;
 pub mod config;
+pub mod disk;
 pub mod drain;
 pub mod error;
 pub mod exchange;
@@ -55,6 +56,7 @@ pub mod fields;
 pub mod github;
 pub mod metrics;
 pub mod origin;
+pub mod patient;
 pub mod proxy;
 pub mod server;
 pub mod tls;

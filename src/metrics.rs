@@ -1,6 +1,7 @@
 //! The Prometheus metrics. Each label's values are bounded, whatever clients send.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 
 use parking_lot::Mutex;
 use prometheus::{
@@ -12,7 +13,7 @@ use crate::cache::store;
 use crate::calls::quota::Window;
 use crate::calls::runs::Ended;
 
-/// What has series of its own; the rest is `other`. With all of them, `/metrics` has less than 5,000 series.
+/// What has series of its own; the rest is `other`, and of quotas left out. With all of them, `/metrics` has less than 5,000 series.
 const MAX_CLIENTS: usize = 200;
 const MAX_RUN_CLIENTS: usize = 40;
 const MAX_CREDENTIALS: usize = 100;
@@ -51,7 +52,6 @@ pub struct Metrics {
     store_totals: [IntCounter; 3],
     clients: Bounded,
     run_clients: Bounded,
-    credentials: Bounded,
     routes: Bounded,
 }
 
@@ -199,7 +199,6 @@ impl Metrics {
             ],
             clients: Bounded::new("client", MAX_CLIENTS),
             run_clients: Bounded::new("run_client", MAX_RUN_CLIENTS),
-            credentials: Bounded::new("credential", MAX_CREDENTIALS),
             routes: Bounded::new("route", MAX_ROUTES),
             registry,
         }
@@ -219,18 +218,27 @@ impl Metrics {
         self.by_client.with_label_values(&[self.clients.fold(client, &self.folded), charged]).inc();
     }
 
-    /// What is known of a credential's quota.
-    pub fn quota(&self, credential: &str, resource: &str, window: &Window) {
-        let labels = [self.credentials.fold(credential, &self.folded), resource];
-        for (gauge, value) in [
-            (&self.quota_limit, window.limit),
-            (&self.quota_remaining, window.remaining),
-            (&self.quota_reset, window.reset),
-            (&self.quota_used_here, window.used_by_us),
-            (&self.quota_used_elsewhere, window.used_by_others()),
-        ] {
-            gauge.with_label_values(&labels).set(value as f64);
+    /// What is known of quotas now: those with least left first, and none whose hour is over. `now` in milliseconds
+    /// since 1970.
+    pub fn quotas(&self, all: &[(Arc<str>, &'static str, Window)], now: u64) {
+        let gauges = [
+            &self.quota_limit,
+            &self.quota_remaining,
+            &self.quota_reset,
+            &self.quota_used_here,
+            &self.quota_used_elsewhere,
+        ];
+        gauges.iter().for_each(|gauge| gauge.reset());
+        let current: Vec<_> = all.iter().filter(|(_, _, window)| !window.is_over(now)).collect();
+        for (credential, resource, window) in current.iter().take(MAX_CREDENTIALS) {
+            let values = [window.limit, window.remaining, window.reset, window.used_by_us, window.used_by_others()];
+            for (gauge, value) in gauges.iter().zip(values) {
+                gauge.with_label_values(&[&**credential, *resource]).set(value as f64);
+            }
         }
+        let left_out = current.len().saturating_sub(MAX_CREDENTIALS) as u64;
+        let told = self.folded.with_label_values(&["credential"]);
+        told.inc_by(left_out.saturating_sub(told.get()));
     }
 
     /// A run that ended.
@@ -303,7 +311,8 @@ mod tests {
     #[test]
     fn series_are_bounded_and_what_was_folded_is_told() {
         let metrics = Metrics::new();
-        let window = Window::default();
+        let window = Window { reset: u64::MAX, ..Window::default() };
+        let mut windows = Vec::new();
         for i in 0..10_000 {
             let client = format!("client-{i}");
             let route = format!("GET /route/{}", i % 1000);
@@ -311,10 +320,15 @@ mod tests {
                 metrics.sent("api.github.com", &route, &client, "200", charged);
             }
             metrics.called("api.github.com", Outcome::ALL[i % 12].as_str(), 0.01);
-            metrics.quota(&format!("credential:{i}"), if i % 2 == 0 { "core" } else { "search" }, &window);
+            windows.push((
+                format!("credential:{i}").into(),
+                if i % 2 == 0 { "core" } else { "search" },
+                window.clone(),
+            ));
             let average = Average { runs: 1, calls: 1, charged: 1 };
             metrics.run_ended(&Ended { client: client.into(), calls: 1, charged: 1, average });
         }
+        metrics.quotas(&windows, 0);
         let text = metrics.render(&store::Stats::default());
         let series = text.lines().filter(|l| !l.starts_with('#')).count();
         assert!((3000..5000).contains(&series), "{series}");

@@ -7,6 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
+use tokio::sync::Semaphore;
 
 /// Bytes that went through, both ways.
 #[derive(Default)]
@@ -53,12 +54,18 @@ pub async fn silence(idle: Duration, passed: &Passed) {
     }
 }
 
+/// Tunnels that may pass on large pieces at once; the others make do with [`MODEST`] ones. One whose far end does not
+/// read holds what it has in hand.
+static LARGE: Semaphore = Semaphore::const_new(64);
+const MODEST: usize = 64 << 10;
+
 /// What one read takes at most, to begin with and when there is much to pass on. Few large copies cost less than
 /// splicing through a pipe does: the kernel handles a pipe page by page.
 const PIECE: std::ops::RangeInclusive<usize> = 16 << 10..=1 << 20;
 
 async fn copy(from: &TcpStream, to: &TcpStream, count: &AtomicU64) -> io::Result<()> {
     let (mut size, mut buffer) = (*PIECE.start(), Vec::new());
+    let mut large = None;
     loop {
         buffer.reserve_exact(size);
         match from.try_read_buf(&mut buffer) {
@@ -66,7 +73,7 @@ async fn copy(from: &TcpStream, to: &TcpStream, count: &AtomicU64) -> io::Result
             Ok(_) => {}
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 // A tunnel on which nothing moves holds no buffer.
-                (size, buffer) = (*PIECE.start(), Vec::new());
+                (size, buffer, large) = (*PIECE.start(), Vec::new(), None);
                 from.readable().await?;
                 continue;
             }
@@ -76,6 +83,12 @@ async fn copy(from: &TcpStream, to: &TcpStream, count: &AtomicU64) -> io::Result
         count.fetch_add(buffer.len() as u64, Ordering::Relaxed);
         if buffer.len() == buffer.capacity() {
             size = (size * 4).min(*PIECE.end());
+            if size > MODEST && large.is_none() {
+                large = LARGE.try_acquire().ok();
+                if large.is_none() {
+                    size = MODEST;
+                }
+            }
         }
         buffer.clear();
     }

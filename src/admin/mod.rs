@@ -14,20 +14,28 @@ pub mod stored;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
-use axum::extract::State;
-use axum::http::{StatusCode, header};
+use axum::extract::{ConnectInfo, State};
+use axum::http::{Request, StatusCode, header};
 use axum::middleware;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
-use tokio::net::TcpListener;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tower::ServiceExt;
 
-use crate::cache::sled::occupied;
 use crate::cache::store::Stats;
 use crate::calls::ledger;
+use crate::disk::occupied;
 use crate::drain::Drain;
 use crate::exchange::{Exchange, now_ms};
+use crate::patient::Patient;
 pub use access::{Access, INTENT};
 
 /// What the admin side shows.
@@ -40,9 +48,63 @@ pub struct Admin {
     pub drain: Drain,
 }
 
+/// How long a caller may take over a request head, or over reading an answer.
+const PATIENCE: Duration = Duration::from_secs(15);
+/// Connections at once; more wait to be accepted.
+const MAX_CONNECTIONS: usize = 256;
+
 /// Serves the admin address until `drain` turns true.
-pub async fn run(listener: TcpListener, admin: Arc<Admin>) -> std::io::Result<()> {
+pub async fn run(listener: TcpListener, admin: Arc<Admin>) {
+    let limit = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let mut drain = admin.drain.clone();
+    let app = router(admin.clone());
+    loop {
+        let accepted = async {
+            let permit = limit.clone().acquire_owned().await.map_err(std::io::Error::other)?;
+            let (stream, peer) = listener.accept().await?;
+            Ok::<_, std::io::Error>((stream, peer, permit))
+        };
+        let accepted = tokio::select! {
+            accepted = accepted => accepted,
+            () = drain.begun() => return,
+        };
+        let Ok((stream, peer, permit)) = accepted else {
+            // Out of descriptors, most likely.
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            continue;
+        };
+        let (app, drain) = (app.clone(), drain.clone());
+        tokio::spawn(async move {
+            serve(stream, peer, app, drain).await;
+            drop(permit);
+        });
+    }
+}
+
+async fn serve(stream: TcpStream, peer: SocketAddr, app: Router, mut drain: Drain) {
+    let service = service_fn(move |request: Request<Incoming>| {
+        let mut request = request.map(axum::body::Body::new);
+        request.extensions_mut().insert(ConnectInfo(peer));
+        app.clone().oneshot(request)
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(PATIENCE)
+        .serve_connection(TokioIo::new(Patient::new(stream, PATIENCE)), service);
+    let mut connection = std::pin::pin!(connection);
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = drain.begun() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%error, %peer, "a connection to the admin address ended badly");
+    }
+}
+
+fn router(admin: Arc<Admin>) -> Router {
     let guarded = Router::new()
         .route("/", get(pages::overview))
         .route("/list/{by}", get(pages::list))
@@ -70,11 +132,7 @@ pub async fn run(listener: TcpListener, admin: Arc<Admin>) -> std::io::Result<()
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
         .route("/metrics", get(metrics));
-    let app = guarded.merge(open).with_state(admin).into_make_service_with_connect_info::<SocketAddr>();
-    let served = axum::serve(listener, app).with_graceful_shutdown(async move {
-        drain.begun().await;
-    });
-    served.await
+    guarded.merge(open).with_state(admin)
 }
 
 fn refusal(status: StatusCode, message: &str) -> Response {
@@ -113,6 +171,7 @@ async fn ledger_bytes(admin: &Arc<Admin>) -> u64 {
 async fn metrics(State(admin): State<Arc<Admin>>) -> Response {
     let stats = store_stats(&admin).await;
     let metrics = &admin.exchange.metrics;
+    metrics.quotas(&admin.exchange.ledger.quotas.all(), now_ms());
     metrics.ledger_bytes.set(ledger_bytes(&admin).await as f64);
     metrics.last_answer.set((admin.exchange.last_upstream_ok() / 1000) as f64);
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], metrics.render(&stats)).into_response()

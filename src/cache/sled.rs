@@ -25,12 +25,11 @@ use super::key::KeyId;
 use super::log::{self, End, Place, Wait};
 use super::store::{Pending, Stats};
 use super::stored::{BodyId, Entry, Representation};
+use crate::disk::{occupied, open_database};
 use crate::tls::files;
 
 /// The name of the directory says the format: another version begins empty, in another one.
 const DIRECTORY: &str = "cache-v2";
-/// sled's own page cache, in bytes. Small: it is read at start only.
-const PAGE_CACHE: u64 = 4 << 20;
 
 pub struct SledRoom {
     path: PathBuf,
@@ -52,7 +51,7 @@ pub struct SledRoom {
 }
 
 fn open_index(path: &Path) -> io::Result<::sled::Db> {
-    Ok(::sled::Config::new().path(path).cache_capacity(PAGE_CACHE).flush_every_ms(Some(500)).open()?)
+    open_database(path, Some(500))
 }
 
 impl SledRoom {
@@ -67,6 +66,10 @@ impl SledRoom {
         }
         let path = data_dir.join(DIRECTORY);
         let room = SledRoom::try_open(&path, max_bytes).or_else(|error| {
+            // No rights, no descriptors, no room: that is not the store's fault.
+            if error.raw_os_error().is_some() {
+                return Err(error);
+            }
             tracing::warn!(%error, path = %path.display(), "the store cannot be read; starting an empty one");
             std::fs::remove_dir_all(&path)?;
             SledRoom::try_open(&path, max_bytes)
@@ -145,7 +148,10 @@ impl SledRoom {
         let beside = slot.bodies.iter().find(|(_, place)| place.is_followed_by(&slot.record) && fits(place));
         let from = beside.map_or(slot.record, |(_, place)| *place);
         let before = usize::try_from(slot.record.offset - from.offset).map_err(io::Error::other)?;
-        let span = log::read(&files[0], from.offset, before + slot.record.len as usize, wait)?;
+        let span = match log::read(&files[0], from.offset, before + slot.record.len as usize, wait) {
+            Err(error) => return self.unreadable(id, error),
+            Ok(span) => span,
+        };
         let entry = slot.record.holds(&span[before..]).then(|| Entry::decode_checked(&span[before..])).flatten();
         let Some(entry) = entry else {
             self.corrupt.fetch_add(1, Ordering::Relaxed);
@@ -157,13 +163,26 @@ impl SledRoom {
         for ((body_id, place), file) in slot.bodies.iter().zip(&files[1..]).filter(|((_, p), _)| fits(p)) {
             let body = match *place == from {
                 true => span.slice(..before),
-                false => log::read(file, place.offset, place.len as usize, wait)?,
+                false => match log::read(file, place.offset, place.len as usize, wait) {
+                    Err(error) => return self.unreadable(id, error),
+                    Ok(body) => body,
+                },
             };
             if place.holds(&body) {
                 bodies.push((*body_id, body));
             }
         }
         Ok(Some((entry, bodies)))
+    }
+
+    /// A key whose bytes cannot be read is removed, so that it is stored anew, elsewhere.
+    fn unreadable<T>(&self, id: KeyId, error: io::Error) -> io::Result<Option<T>> {
+        if error.kind() == io::ErrorKind::WouldBlock {
+            return Err(error);
+        }
+        self.failed(&error);
+        self.remove(id)?;
+        Ok(None)
     }
 
     /// Where a key's bytes lie, and the files that they lie in: the record's first.
@@ -186,13 +205,19 @@ impl SledRoom {
             place.and_then(|p| Some((p, index.segments.get(&p.segment)?.file.clone())))
         };
         let Some((place, file)) = found else { return Ok(None) };
-        let body = log::read(&file, place.offset, place.len as usize, Wait::Yes)?;
+        let body = match log::read(&file, place.offset, place.len as usize, Wait::Yes) {
+            Err(error) => return self.unreadable(id, error),
+            Ok(body) => body,
+        };
         Ok(place.holds(&body).then_some(body))
     }
 
     /// Writes a batch, makes room, and measures. Failures are counted and logged; a key whose write
     /// failed is removed.
     pub(super) fn apply(&self, batch: &HashMap<KeyId, Pending>, touched: &HashMap<KeyId, u64>) {
+        if let Err(error) = self.reopen_index() {
+            self.failed(&error);
+        }
         for (id, used) in touched {
             self.used(&mut self.index.lock(), *id, *used);
         }
@@ -229,6 +254,8 @@ impl SledRoom {
 
     fn write(&self, id: KeyId, pending: &Pending) -> io::Result<()> {
         let Some(loaded) = &pending.loaded else { return self.remove(id) };
+        // Nothing goes to the log that could not be found again.
+        opened(&self.on_disk.lock())?;
         let record = loaded.entry.encode();
         let representations = &loaded.entry.representations;
         // When it was asked for, not when the disk came to it.
@@ -244,9 +271,10 @@ impl SledRoom {
                 continue;
             }
             let new = pending.new_bodies.iter().find(|(id, _)| *id == body);
+            // What comes anew is written anew: what lies there may be unreadable.
             match (known(body), new) {
-                (Some(place), _) => bodies.push((body, Some(place))),
-                (None, Some((_, bytes))) => {
+                (Some(place), None) => bodies.push((body, Some(place))),
+                (_, Some((_, bytes))) => {
                     bodies.push((body, None));
                     pieces.push(bytes);
                 }
@@ -300,6 +328,16 @@ impl SledRoom {
     }
 
     fn make_room(&self) -> io::Result<()> {
+        let tidied = self.tidy();
+        // Whatever failed before, the limit holds.
+        if self.disk() > self.max_bytes / 100 * 97 {
+            self.empty()?;
+        }
+        tidied
+    }
+
+    /// Evicts, compacts, and measures.
+    fn tidy(&self) -> io::Result<()> {
         if self.written_since_measured.swap(0, Ordering::Relaxed) > 0 {
             self.index_disk.store(occupied(&self.path.join("index")), Ordering::Relaxed);
         }
@@ -332,8 +370,18 @@ impl SledRoom {
             let Some(segment) = self.index.lock().most_wasteful(end) else { break };
             self.compact(segment)?;
         }
-        if self.disk() > self.max_bytes / 100 * 97 {
-            return self.empty();
+        Ok(())
+    }
+
+    /// Tries again to open an index that could not be opened when it was replaced.
+    fn reopen_index(&self) -> io::Result<()> {
+        let mut on_disk = self.on_disk.lock();
+        if on_disk.is_none() {
+            let current = self.path.join("index");
+            if !current.exists() {
+                std::fs::rename(self.path.join("index.new"), &current)?;
+            }
+            *on_disk = Some(open_index(&current)?);
         }
         Ok(())
     }
@@ -349,12 +397,18 @@ impl SledRoom {
         for id in ids {
             let Some((slot, files)) = self.find(id, None) else { continue };
             let read = |place: &Place, file: &File| log::read(file, place.offset, place.len as usize, Wait::Yes);
-            let mut bodies = Vec::new();
-            for ((_, place), file) in slot.bodies.iter().zip(&files[1..]).filter(|((_, p), _)| p.segment == segment) {
-                bodies.push(read(place, file)?);
-            }
+            let moving = slot.bodies.iter().zip(&files[1..]).filter(|((_, p), _)| p.segment == segment);
+            let bodies = moving.map(|((_, place), file)| read(place, file)).collect::<io::Result<Vec<Bytes>>>();
             // The record goes along, wherever it lies: beside its body it takes one read.
-            let record = read(&slot.record, &files[0])?;
+            let (bodies, record) = match (bodies, read(&slot.record, &files[0])) {
+                (Ok(bodies), Ok(record)) => (bodies, record),
+                (Err(error), _) | (_, Err(error)) => {
+                    // One bad sector must not keep the rest from being tidied.
+                    self.failed(&error);
+                    self.remove(id)?;
+                    continue;
+                }
+            };
             let pieces: Vec<&[u8]> = bodies.iter().chain([&record]).map(|b| &**b).collect();
             let mut places = self.append(&pieces)?.into_iter();
             let mut moved = slot.clone();
@@ -378,6 +432,8 @@ impl SledRoom {
         if segments.is_empty() {
             return Ok(());
         }
+        // What was copied must be there before what it was copied from goes.
+        self.end.lock().file.sync_data()?;
         opened(&self.on_disk.lock())?.flush()?;
         for segment in segments {
             self.index.lock().segments.remove(segment);
@@ -390,7 +446,9 @@ impl SledRoom {
     fn write_index_anew(&self) -> io::Result<()> {
         let name = |name| self.path.join(name);
         let (current, new, old) = (name("index"), name("index.new"), name("index.old"));
-        let _ = std::fs::remove_dir_all(&new);
+        for rest in [&new, &old] {
+            let _ = std::fs::remove_dir_all(rest);
+        }
         let mut on_disk = self.on_disk.lock();
         let fresh = open_index(&new)?;
         let ids = self.index.lock().ids();
@@ -464,18 +522,6 @@ impl SledRoom {
 
 fn opened(index: &Option<::sled::Db>) -> io::Result<&::sled::Db> {
     index.as_ref().ok_or_else(|| io::Error::other("the store's index could not be opened again"))
-}
-
-/// Bytes that the files below a directory occupy.
-pub fn occupied(path: &Path) -> u64 {
-    use std::os::unix::fs::MetadataExt;
-    let Ok(files) = std::fs::read_dir(path) else { return 0 };
-    let sizes = files.flatten().map(|file| match file.metadata() {
-        Ok(meta) if meta.is_dir() => occupied(&file.path()),
-        Ok(meta) => meta.blocks() * 512,
-        Err(_) => 0,
-    });
-    sizes.sum()
 }
 
 #[cfg(test)]

@@ -248,7 +248,7 @@ impl Store {
         }
     }
 
-    /// The body of representation `i`, as stored, its sha256 checked when it comes from disk.
+    /// The body of representation `i`, as stored, its checksum checked when it comes from disk.
     pub async fn body(&self, id: KeyId, loaded: &Loaded, i: usize) -> Option<Bytes> {
         if let Some(body) = loaded.parts[i].body.get() {
             return Some(body.clone());

@@ -22,11 +22,17 @@ struct Entry {
 pub struct Known {
     principals: sled::Tree,
     installations: sled::Tree,
+    /// Names that the operator gave, by the digits that reports show.
+    given: sled::Tree,
 }
 
 impl Known {
     pub(super) fn open(db: &sled::Db) -> io::Result<Known> {
-        Ok(Known { principals: db.open_tree("principals")?, installations: db.open_tree("installations")? })
+        Ok(Known {
+            principals: db.open_tree("principals")?,
+            installations: db.open_tree("installations")?,
+            given: db.open_tree("given")?,
+        })
     }
 
     /// Remembers what an answer told.
@@ -44,6 +50,12 @@ impl Known {
                 }
             }
         }
+        Ok(())
+    }
+
+    /// Remembers what the operator calls a credential.
+    pub(super) fn give(&self, digits: &str, name: &str) -> io::Result<()> {
+        self.given.insert(digits, name)?;
         Ok(())
     }
 
@@ -67,7 +79,14 @@ impl Known {
 
     /// What credentials were called before their principal was known, and are called now.
     pub fn aliases(&self) -> io::Result<HashMap<String, Arc<str>, foldhash::fast::RandomState>> {
-        Ok(self.principals()?.into_iter().map(|(id, principal)| (id.nickname(), principal.name())).collect())
+        let mut all: HashMap<String, Arc<str>, _> =
+            self.principals()?.into_iter().map(|(id, principal)| (id.nickname(), principal.name())).collect();
+        for pair in self.given.iter() {
+            let (digits, name) = pair?;
+            let nickname = format!("credential:{}", String::from_utf8_lossy(&digits));
+            all.insert(nickname, String::from_utf8_lossy(&name).into());
+        }
+        Ok(all)
     }
 
     /// Whose an installation is.

@@ -17,16 +17,19 @@ use super::quota::Quotas;
 use super::row::{Counts, Dimensions};
 use super::runs::Runs;
 use super::tiers::{Reach, Tier, Tiers};
+use crate::disk::open_database;
 use crate::github::credentials::Learned;
 
 /// The directory below the data directory; its number is the format's.
 pub const DIRECTORY: &str = "ledger-v2";
-/// Different rows in one minute; past that, clients are counted as `other`.
+/// How far a clock may be set back within a minute that is counted, in minutes: further, it was wrong before.
+const SET_BACK: u32 = 5;
+/// Parts of minutes that wait for a disk that fails; past that, the oldest are given up.
+const MAX_LATE: usize = 10_000;
+/// Different rows in one minute; past that, clients and credentials are counted as `other`.
 const MAX_ROWS: usize = 20_000;
 /// How often the rows reach the disk.
 pub const FLUSH_EVERY: Duration = Duration::from_secs(1);
-/// sled's page cache, in bytes.
-const PAGE_CACHE: u64 = 4 << 20;
 
 type Hashing = foldhash::fast::RandomState;
 
@@ -100,8 +103,24 @@ impl Minute {
         parts
     }
 
+    /// Takes back what could not be written. What was counted since is newer than what failed.
+    fn take_back(&mut self, parts: Vec<Part>) {
+        for part in parts {
+            if part.minute == self.number {
+                self.dirty[part.number] = true;
+            } else if self.late.iter().all(|l| (l.minute, l.number) != (part.minute, part.number)) {
+                self.late.push(part);
+            }
+        }
+        if let Some(surplus) = self.late.len().checked_sub(MAX_LATE).filter(|n| *n > 0) {
+            tracing::error!(parts = surplus, "counts that could not be written for too long are given up");
+            self.late.drain(..surplus);
+        }
+    }
+
     fn begin(&mut self, number: u32) {
-        self.late = self.take_dirty();
+        let late = self.take_dirty();
+        self.late = late;
         self.number = number;
         self.rows.clear();
         self.dirty.clear();
@@ -135,7 +154,7 @@ impl Ledger {
     }
 
     fn try_open(path: &Path, keep: Keep) -> io::Result<Ledger> {
-        let db = sled::Config::new().path(path).cache_capacity(PAGE_CACHE).flush_every_ms(None).open()?;
+        let db = open_database(path, None)?;
         Ok(Ledger {
             tiers: Tiers::open(&db)?,
             names: Names::open(&db)?,
@@ -160,14 +179,22 @@ impl Ledger {
         }
         let number = u32::try_from(now / 60_000).unwrap_or(u32::MAX);
         let mut minute = self.minute.lock();
-        // A clock that is set back counts into the minute that it was: hours that are summed up stay so.
-        if minute.number < number {
+        // A clock that is set back a little counts into the minute that it was: hours that are summed up stay so.
+        if minute.number < number || minute.number - number > SET_BACK {
             minute.begin(number);
         }
         if minute.rows.len() >= MAX_ROWS && !minute.rows.contains_key(&dimensions) {
             dimensions.client = self.other.clone();
+            dimensions.credential = self.other.clone();
         }
         minute.add(dimensions, counts);
+    }
+
+    /// What the operator calls a credential from now on: also in what was counted before.
+    pub fn name_credential(&self, digits: &str, name: &str) -> io::Result<()> {
+        self.known.give(digits, name)?;
+        self.quotas.rename(&format!("credential:{digits}"), &name.into());
+        Ok(())
     }
 
     /// Takes up what an answer told of credentials.
@@ -195,23 +222,19 @@ impl Ledger {
             self.tiers.insert(part.minute, self.start, u32::try_from(part.number).unwrap_or(u32::MAX), &rows)
         });
         let beside = || {
-            self.runs.flush(&|dimensions| Packed::of(dimensions, &self.names), self.names.number(&self.other)?)?;
+            self.runs.flush(&|dimensions| Packed::of(dimensions, &self.names))?;
             self.quotas.flush()?;
             let learned = std::mem::take(&mut *self.learned.lock());
-            self.known.remember(&learned, seconds_now() * 1000)?;
+            if let Err(error) = self.known.remember(&learned, seconds_now() * 1000) {
+                self.learned.lock().splice(..0, learned);
+                return Err(error);
+            }
             self.db.flush().map(drop).map_err(io::Error::other)
         };
         let rows = parts.iter().map(|part| part.rows.len()).sum();
         if let Err(error) = written.and_then(|()| beside()) {
             // Parts are totals of their minute: writing one twice does no harm.
-            let mut minute = self.minute.lock();
-            for part in parts {
-                // What was counted since is newer than what failed.
-                match part.minute == minute.number {
-                    true => minute.dirty[part.number] = true,
-                    false => minute.late.push(part),
-                }
-            }
+            self.minute.lock().take_back(parts);
             return Err(error);
         }
         Ok(rows)
@@ -224,6 +247,10 @@ impl Ledger {
         let oldest = now.saturating_sub(u64::try_from(self.keep.runs.as_millis()).unwrap_or(u64::MAX));
         self.runs.forget(oldest)?;
         self.quotas.retain((now / 1000).saturating_sub(2 * 86_400))?;
+        // What is summed up stays so: not while some of it is still to be written.
+        if !self.minute.lock().late.is_empty() {
+            return Ok(false);
+        }
         let minute = u32::try_from(now / 60_000).unwrap_or(u32::MAX);
         self.tiers.roll_up(minute, self.names.number(&self.other)?)
     }

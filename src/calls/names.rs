@@ -10,6 +10,10 @@ use parking_lot::Mutex;
 /// Names that are kept in memory; the rest is looked up on disk.
 const IN_MEMORY: usize = 50_000;
 
+/// Names at all: whoever invents more is counted as `other`.
+const MAX: u32 = 500_000;
+const OTHER: &str = "other";
+
 type Numbers = HashMap<Arc<str>, u32, foldhash::fast::RandomState>;
 
 /// Numbers for names. Under `t` and the text lies the number, under `n` and the number the text.
@@ -35,6 +39,7 @@ impl Names {
         let key = [b"t", text.as_bytes()].concat();
         let number = match self.tree.get(&key)?.and_then(|v| Some(u32::from_be_bytes(v.as_ref().try_into().ok()?))) {
             Some(number) => number,
+            None if self.next.load(Ordering::Relaxed) >= MAX && text != OTHER => return self.number(OTHER),
             None => {
                 let number = self.next.fetch_add(1, Ordering::Relaxed);
                 self.tree.insert([&b"n"[..], &number.to_be_bytes()].concat(), text.as_bytes())?;

@@ -16,6 +16,8 @@ use crate::github::limits::Quota;
 const MAX_WINDOWS: usize = 2_000;
 /// Resets that differ by less than this, in seconds, are of the same hour: GitHub's clocks differ.
 const SAME_RESET: u64 = 60;
+/// No window is as long as this, in seconds: a reset that is further away was a mistake.
+const DAY: u64 = 86_400;
 /// How many minutes the present rate is taken from.
 const RATE_OVER: u32 = 15;
 
@@ -33,7 +35,7 @@ pub struct Window {
     /// Milliseconds since 1970.
     pub seen: u64,
     /// `used` at the end of the last minutes.
-    samples: VecDeque<(u32, u64)>,
+    pub(crate) samples: VecDeque<(u32, u64)>,
 }
 
 impl Window {
@@ -73,11 +75,12 @@ impl Window {
 
     fn observe(&mut self, quota: &Quota, charged: u64, now: u64) {
         let (Some(limit), Some(reset)) = (quota.limit, quota.reset) else { return };
-        if reset + SAME_RESET < self.reset {
+        let (earlier, plausible) = (reset.saturating_add(SAME_RESET) < self.reset, self.reset < now / 1000 + DAY);
+        if earlier && plausible {
             // An answer from before the reset that came late.
             return;
         }
-        if reset > self.reset + SAME_RESET {
+        if earlier || reset > self.reset.saturating_add(SAME_RESET) {
             *self = Window { reset, remaining: limit, ..Window::default() };
         }
         let remaining = quota.remaining.unwrap_or(self.remaining);
@@ -131,25 +134,26 @@ impl Quotas {
         Ok(Quotas { tree, windows: Mutex::new(windows), gone: Mutex::default() })
     }
 
-    /// Notes what GitHub said with an answer. `now` in milliseconds since 1970. Gives the window as it is now.
-    pub fn observe(&self, credential: &Arc<str>, quota: &Quota, charged: bool, now: u64) -> Option<Window> {
-        quota.limit?;
+    /// Notes what GitHub said with an answer. `now` in milliseconds since 1970.
+    pub fn observe(&self, credential: &Arc<str>, quota: &Quota, charged: bool, now: u64) {
+        if quota.limit.is_none() {
+            return;
+        }
         let whose = (credential.clone(), quota.resource.unwrap_or("core"));
         let mut windows = self.windows.lock();
         if windows.len() >= MAX_WINDOWS && !windows.contains_key(&whose) {
             windows.retain(|_, kept| !kept.window.is_over(now));
             if windows.len() >= MAX_WINDOWS {
-                return None;
+                return;
             }
         }
         let kept = windows.entry(whose).or_insert_with(|| Kept { window: Window::default(), changed: true });
         kept.window.observe(quota, u64::from(charged), now);
         kept.changed = true;
-        Some(Window { samples: VecDeque::new(), ..kept.window.clone() })
     }
 
     /// A credential is known by another name from now on.
-    pub(super) fn rename(&self, from: &str, to: &Arc<str>) {
+    pub fn rename(&self, from: &str, to: &Arc<str>) {
         let mut windows = self.windows.lock();
         let moved: Vec<Whose> = windows.keys().filter(|(name, _)| **name == *from).cloned().collect();
         for whose in moved {
@@ -159,7 +163,7 @@ impl Quotas {
         }
     }
 
-    /// All windows, those that run out first before the others.
+    /// All windows, those with least left first.
     pub fn all(&self) -> Vec<(Arc<str>, &'static str, Window)> {
         let windows = self.windows.lock();
         let mut all: Vec<_> =
@@ -185,7 +189,11 @@ impl Quotas {
         };
         for (whose, window) in changed {
             let value = postcard::to_stdvec(&(&whose.0, whose.1, &window)).map_err(io::Error::other)?;
-            self.tree.insert(key(&whose), value)?;
+            if let Err(error) = self.tree.insert(key(&whose), value) {
+                // All of them are written again with the next change.
+                self.windows.lock().values_mut().for_each(|kept| kept.changed = true);
+                return Err(error.into());
+            }
         }
         Ok(())
     }

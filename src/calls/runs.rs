@@ -7,8 +7,10 @@
 use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use indexmap::IndexMap;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
@@ -17,11 +19,14 @@ use super::row::{Counts, Dimensions, Sum};
 
 /// Runs that are open at once; past that, those that were silent for longest are ended.
 const MAX_OPEN: usize = 20_000;
-/// Rows that wait for the disk at most, and that a run has at most: past that, its routes are counted as `other`.
-const MAX_WAITING: usize = 200_000;
-const MAX_ROWS: usize = 2_000;
+/// Rows that wait for the disk at most, and that a run has at most: past that, routes and credentials are counted as
+/// `other`.
+const MAX_WAITING: usize = 100_000;
+const MAX_ROWS: usize = 1_000;
 /// How many of a client's runs its average is taken over.
 const AVERAGED: usize = 100;
+/// Clients whose average is kept.
+const MAX_AVERAGES: usize = 50_000;
 /// Runs that are forgotten at one time.
 const FORGET: usize = 2_000;
 
@@ -65,16 +70,21 @@ impl Average {
     }
 }
 
+/// What is counted together, past the limits.
+const OTHER: &str = "other";
+
 /// Who, and under which label.
 type Name = (Arc<str>, Arc<str>);
 /// When a run was started, and a number beside: runs are in order of time.
 type Id = u64;
 
+type Waiting = IndexMap<Dimensions, Counts, foldhash::fast::RandomState>;
+
 #[derive(Default)]
 struct State {
     open: HashMap<Name, (Id, Run, bool), foldhash::fast::RandomState>,
     /// What was counted since the last flush.
-    waiting: HashMap<Id, Vec<(Dimensions, Counts)>, foldhash::fast::RandomState>,
+    waiting: HashMap<Id, Waiting, foldhash::fast::RandomState>,
     waiting_rows: usize,
     /// Runs that ended, and are not on disk as such yet.
     ending: Vec<(Id, Run)>,
@@ -86,6 +96,7 @@ pub struct Runs {
     open: sled::Tree,
     ended: sled::Tree,
     averages: sled::Tree,
+    averaged: AtomicUsize,
     state: Mutex<State>,
     told: Mutex<Vec<Ended>>,
 }
@@ -93,17 +104,23 @@ pub struct Runs {
 impl Runs {
     pub(super) fn open(db: &sled::Db) -> io::Result<Runs> {
         let open = db.open_tree("runs-open")?;
+        let ended = db.open_tree("runs-ended")?;
         let mut state = State::default();
         for pair in open.iter() {
             let (key, value) = pair?;
-            if let Some((id, run)) = read(&key, &value) {
+            // Written as ended, and cut off before it was no longer open.
+            if ended.contains_key(&key)? {
+                open.remove(&key)?;
+            } else if let Some((id, run)) = read(&key, &value) {
                 state.open.insert((run.client.clone(), run.run.clone()), (id, run, false));
             }
         }
+        let averages = db.open_tree("runs-averages")?;
         Ok(Runs {
             open,
-            ended: db.open_tree("runs-ended")?,
-            averages: db.open_tree("runs-averages")?,
+            ended,
+            averaged: AtomicUsize::new(averages.len()),
+            averages,
             state: Mutex::new(state),
             told: Mutex::default(),
         })
@@ -133,13 +150,17 @@ impl Runs {
         (open.last, *changed) = (now.max(open.last), true);
         open.sum.add(dimensions.outcome, dimensions.status, counts);
         let waiting = state.waiting.entry(*id).or_default();
-        match waiting.iter_mut().find(|(known, _)| known == dimensions) {
-            Some((_, sum)) => sum.merge(counts),
-            None if state.waiting_rows < MAX_WAITING => {
-                waiting.push((dimensions.clone(), counts.clone()));
+        let room = waiting.len() < MAX_ROWS && state.waiting_rows < MAX_WAITING;
+        match waiting.get_mut(dimensions) {
+            Some(sum) => sum.merge(counts),
+            None if room => {
+                waiting.insert(dimensions.clone(), counts.clone());
                 state.waiting_rows += 1;
             }
-            None => {}
+            None => {
+                let other = Dimensions { route: OTHER.into(), credential: OTHER.into(), ..dimensions.clone() };
+                waiting.entry(other).or_default().merge(counts);
+            }
         }
     }
 
@@ -159,9 +180,9 @@ impl Runs {
         std::mem::take(&mut *self.told.lock())
     }
 
-    /// Writes what has changed. Called by one at a time; `other` is the route that those past the limit are counted as.
-    pub(super) fn flush(&self, pack: &dyn Fn(&Dimensions) -> io::Result<Packed>, other: u32) -> io::Result<()> {
-        let (mut waiting, changed, ending) = {
+    /// Writes what has changed, all of it or nothing: what fails is tried again. Called by one at a time.
+    pub(super) fn flush(&self, pack: &dyn Fn(&Dimensions) -> io::Result<Packed>) -> io::Result<()> {
+        let (waiting, changed, ending) = {
             let mut state = self.state.lock();
             let open = state.open.values_mut();
             let open = open.filter_map(|(id, run, changed)| std::mem::take(changed).then(|| (*id, run.clone())));
@@ -169,31 +190,59 @@ impl Runs {
             state.waiting_rows = 0;
             (std::mem::take(&mut state.waiting), changed, std::mem::take(&mut state.ending))
         };
-        let mut with_rows = |id: Id, run: &Run| -> io::Result<Vec<u8>> {
-            let before = self.open.get(id.to_be_bytes())?;
-            let mut rows = before.as_deref().and_then(rows_of).unwrap_or_default();
-            for (dimensions, counts) in waiting.remove(&id).unwrap_or_default() {
-                let mut packed = pack(&dimensions)?;
-                if rows.len() >= MAX_ROWS && rows.iter().all(|(known, _)| *known != packed) {
-                    packed.route = other;
-                }
-                match rows.iter_mut().find(|(known, _)| *known == packed) {
-                    Some((_, sum)) => sum.merge(&counts),
-                    None => rows.push((packed, counts)),
+        if let Err(error) = self.write(&waiting, &changed, &ending, pack) {
+            let mut state = self.state.lock();
+            for (id, rows) in waiting {
+                let again = state.waiting.entry(id).or_default();
+                rows.iter().for_each(|(dimensions, counts)| again.entry(dimensions.clone()).or_default().merge(counts));
+            }
+            for (_, run) in changed {
+                if let Some((_, _, changed)) = state.open.get_mut(&(run.client, run.run)) {
+                    *changed = true;
                 }
             }
-            postcard::to_stdvec(&(run, rows)).map_err(io::Error::other)
-        };
-        for (id, run) in &changed {
-            self.open.insert(id.to_be_bytes(), with_rows(*id, run)?)?;
+            state.ending.splice(..0, ending);
+            return Err(error);
         }
-        for (id, run) in ending {
-            self.ended.insert(id.to_be_bytes(), with_rows(id, &run)?)?;
-            self.open.remove(id.to_be_bytes())?;
+        for (_, run) in ending {
             let (calls, charged) = (run.sum.counts.calls, run.sum.counts.charged);
             let average = self.average_with(&run.client, calls, charged)?;
             self.told.lock().push(Ended { client: run.client, calls, charged, average });
         }
+        Ok(())
+    }
+
+    fn write(
+        &self,
+        waiting: &HashMap<Id, Waiting, foldhash::fast::RandomState>,
+        changed: &[(Id, Run)],
+        ending: &[(Id, Run)],
+        pack: &dyn Fn(&Dimensions) -> io::Result<Packed>,
+    ) -> io::Result<()> {
+        let with_rows = |id: Id, run: &Run| -> io::Result<Vec<u8>> {
+            let before = self.open.get(id.to_be_bytes())?;
+            let before = before.as_deref().and_then(rows_of).unwrap_or_default();
+            let mut rows: IndexMap<Packed, Counts, foldhash::fast::RandomState> = before.into_iter().collect();
+            for (dimensions, counts) in waiting.get(&id).into_iter().flatten() {
+                let mut packed = pack(dimensions)?;
+                if rows.len() >= MAX_ROWS && !rows.contains_key(&packed) {
+                    packed = pack(&Dimensions { route: OTHER.into(), credential: OTHER.into(), ..dimensions.clone() })?;
+                }
+                rows.entry(packed).or_default().merge(counts);
+            }
+            postcard::to_stdvec(&(run, Rows::from_iter(rows))).map_err(io::Error::other)
+        };
+        let (mut open, mut ended) = (sled::Batch::default(), sled::Batch::default());
+        for (id, run) in changed {
+            open.insert(&id.to_be_bytes(), with_rows(*id, run)?);
+        }
+        for (id, run) in ending {
+            ended.insert(&id.to_be_bytes(), with_rows(*id, run)?);
+            open.remove(&id.to_be_bytes());
+        }
+        // In this order: what is in both is told of as ended.
+        self.ended.apply_batch(ended)?;
+        self.open.apply_batch(open)?;
         Ok(())
     }
 
@@ -202,7 +251,12 @@ impl Runs {
         last.push((calls, charged));
         let surplus = last.len().saturating_sub(AVERAGED);
         last.drain(..surplus);
+        let is_new = last.len() == 1;
+        if is_new && self.averaged.load(Ordering::Relaxed) >= MAX_AVERAGES {
+            return Ok(averaged(&last));
+        }
         self.averages.insert(client.as_bytes(), postcard::to_stdvec(&last).map_err(io::Error::other)?)?;
+        self.averaged.fetch_add(usize::from(is_new), Ordering::Relaxed);
         Ok(averaged(&last))
     }
 

@@ -16,7 +16,7 @@ pub(super) const DAY: u32 = 24 * HOUR;
 const KEEP: [u32; 3] = [2 * DAY, 30 * DAY, 400 * DAY];
 /// How long after its end an hour or a day is summed up, in minutes: the last rows may still be on their way.
 const SETTLED: u32 = 2;
-/// Different rows of an hour or a day; past that, clients are counted as `other`.
+/// Different rows of an hour or a day; past that, clients and credentials are counted as `other`.
 const MAX_ROWS: usize = 50_000;
 /// Values that are removed at one time.
 const REMOVE: usize = 5_000;
@@ -143,8 +143,8 @@ impl Tiers {
         Ok(())
     }
 
-    /// Sums up at most one hour and one day that are over, and removes what is too old. `other` is the client that
-    /// those past the limit are counted as. Says whether there is more to do.
+    /// Sums up at most one hour and one day that are over, and removes what is too old. `other` is the name that
+    /// those past the limit are counted under. Says whether there is more to do.
     pub fn roll_up(&self, now: u32, other: u32) -> io::Result<bool> {
         let mut more = false;
         for tier in [Tier::Hour, Tier::Day] {
@@ -170,6 +170,7 @@ impl Tiers {
             self.rows((finer, from, to), |_, mut packed, counts| {
                 if sums.len() >= MAX_ROWS && !sums.contains_key(&packed) {
                     packed.client = other;
+                    packed.credential = other;
                 }
                 sums.entry(packed).or_default().merge(&counts);
             })?;

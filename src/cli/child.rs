@@ -36,8 +36,15 @@ pub async fn run(command: &[OsString], variables: &[(&str, String)]) -> Result<E
     };
     let mut child = tokio::process::Command::new(&command[0]);
     child.args(&command[1..]).envs(variables.iter().map(|(k, v)| (k, v)));
-    let mut child =
-        child.spawn().map_err(|e| Failure::new(format_args!("{} cannot be run: {e}", command[0].to_string_lossy())))?;
+    let mut child = match child.spawn() {
+        Ok(child) => child,
+        Err(error) => {
+            super::say(&format!("ghtap: {} cannot be run: {error}\n", command[0].to_string_lossy()));
+            // As a shell has it.
+            let code = if error.kind() == std::io::ErrorKind::NotFound { 127 } else { 126 };
+            return Ok(ExitStatus::from_raw(code << 8));
+        }
+    };
     let pid = child.id().and_then(|id| Pid::from_raw(id.cast_signed()));
     let (sender, mut received) = tokio::sync::mpsc::channel(8);
     for (mut stream, number) in streams {

@@ -265,6 +265,12 @@ async fn request(proxy: SocketAddr, host: &str, certs_dir: &Path) -> Result<Stri
     while !answer.ends_with(b"\r\n\r\n") && answer.len() < 8192 {
         answer.push(stream.read_u8().await.map_err(broken)?);
     }
+    if answer.get(9..12) == Some(b"407") {
+        return Err(trouble(
+            format!("{proxy} serves known clients only (407)"),
+            "put a name and its secret into the proxy's URL: HTTPS_PROXY=http://NAME:SECRET@HOST:PORT",
+        ));
+    }
     if answer.get(9..12) != Some(b"200") {
         return Err(trouble(
             format!("{proxy} refused CONNECT {host}:443"),

@@ -8,10 +8,11 @@ use super::certs::{Files, PASSWORD};
 use super::{Failure, place, print};
 use crate::config::{Env, Shell};
 
-/// What each ecosystem reads. `user` is `client+run`; it needs a password, or requests drops it.
+/// What each ecosystem reads. `user` is `client+run:secret`; it needs a secret, or requests drops it.
 pub fn variables(proxy: SocketAddr, user: Option<&str>, certs_dir: &Path) -> Vec<(&'static str, String)> {
     let files = Files::below(certs_dir);
     let url = match user {
+        Some(user) if user.contains(':') => format!("http://{user}@{proxy}"),
         Some(user) => format!("http://{user}:x@{proxy}"),
         None => format!("http://{proxy}"),
     };
@@ -80,12 +81,12 @@ pub fn run(config: &Env) -> Result<ExitCode, Failure> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Address and user of a proxy URL.
+/// Address of a proxy URL, and its user with the secret.
 pub fn proxy_url(url: &str) -> Result<(SocketAddr, Option<String>), Failure> {
-    let wrong = || Failure::new("a proxy is given as http://[client[+run]:x@]HOST:PORT");
+    let wrong = || Failure::new("a proxy is given as http://[client[+run][:secret]@]HOST:PORT");
     let rest = url.strip_prefix("http://").ok_or_else(wrong)?.trim_end_matches('/');
     let (user, authority) = rest.rsplit_once('@').map_or((None, rest), |(u, a)| (Some(u), a));
-    let user = user.map(|u| u.split(':').next().unwrap_or(u).to_owned());
+    let user = user.map(str::to_owned);
     let mut addresses = std::net::ToSocketAddrs::to_socket_addrs(authority).map_err(|_| wrong())?;
     Ok((addresses.next().ok_or_else(wrong)?, user))
 }

@@ -24,6 +24,9 @@ pub struct Tap {
     /// What the admin address wants to hear; only we can read it here.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub admin_token: Option<String>,
+    /// What our own commands name themselves with to the proxy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub own_secret: Option<String>,
 }
 
 impl Tap {

@@ -24,6 +24,11 @@ pub fn run(config: &Config) -> Result<ExitCode, Failure> {
         only: config.only.iter().cloned().chain(run).collect(),
         top: config.top,
     };
+    if let (Some(since), Some(until)) = (question.since, question.until)
+        && since >= until
+    {
+        return Err(Failure::new("--since is not before --until: nothing lies between"));
+    }
     let report = report(&config.places.data_dir(), &question)?;
     print(render(&report, config.format))?;
     Ok(ExitCode::SUCCESS)

@@ -8,6 +8,8 @@ use super::tap::{self, Apart, Listeners, Serving};
 use super::{Failure, logging, place, say};
 use crate::admin::Access;
 use crate::config::Serve;
+use crate::github::etag::hex;
+use crate::tls::files::random;
 
 pub fn run(config: &Serve) -> Result<ExitCode, Failure> {
     let _logging = logging::start(config.log_format, &config.log)?;
@@ -42,7 +44,9 @@ async fn serve(config: &Serve, held: &place::Held) -> Result<ExitCode, Failure> 
         },
     };
     let admin_token = admin_token(config)?;
+    let own_secret = config.require_proxy_auth.then(|| hex(&random::<20>()));
     let serving = Serving {
+        own_secret: own_secret.clone(),
         clients: config.client.clone(),
         clients_file: config.clients_file.clone(),
         require_proxy_auth: config.require_proxy_auth,
@@ -56,6 +60,7 @@ async fn serve(config: &Serve, held: &place::Held) -> Result<ExitCode, Failure> 
         admin: running.admin,
         certs_dir: config.tap.places.certs_dir(),
         admin_token,
+        own_secret,
     })?;
     greet(config, &running);
     let signal = tokio::select! {

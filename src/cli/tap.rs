@@ -51,6 +51,8 @@ pub struct Serving {
     pub clients: Vec<(ipnet::IpNet, String)>,
     pub clients_file: Option<PathBuf>,
     pub require_proxy_auth: bool,
+    /// What our own commands name themselves with.
+    pub own_secret: Option<String>,
     pub admin: Access,
 }
 
@@ -148,6 +150,9 @@ pub async fn start(config: &Config, listeners: Listeners, apart: Apart, serving:
             crate::github::etag::hex(&aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, &secret).as_ref()[..4])
         ),
     };
+    for (digits, name) in &config.credential_name {
+        ledger.name_credential(digits, name).map_err(Failure::new)?;
+    }
     let credentials = Credentials::new(&secret).with_names(config.credential_name.clone());
     for (id, principal) in ledger.known.principals().map_err(Failure::new)? {
         credentials.remember(id, principal);
@@ -158,7 +163,7 @@ pub async fn start(config: &Config, listeners: Listeners, apart: Apart, serving:
         serving.require_proxy_auth,
         apart.caller,
         &secret,
-        std::env::vars().collect(),
+        serving.own_secret,
     );
     let clients = Arc::new(clients.map_err(Failure::new)?);
     let exchange = Arc::new(Exchange::new(settings, origin, store, ledger, metrics.clone(), credentials));

@@ -46,13 +46,29 @@ impl ClientsFile {
         self.secrets.is_empty()
     }
 
-    /// Whether a client has this secret. Takes as long as its hash was made to take, for an unknown name, too.
-    pub fn verify(&self, name: &str, secret: &str) -> bool {
-        let (known, wanted) = match self.secrets.get(name) {
-            Some(wanted) => (true, Some(wanted)),
-            None => (false, self.secrets.values().next()),
+    /// A digest of what a client's secret is compared with; none if it is not known. It changes with the secret.
+    pub fn proof(&self, name: &str) -> Option<Proof> {
+        let bytes = match self.secrets.get(name)? {
+            Secret::Bcrypt(hash) => sha256(hash),
+            Secret::Sha1(hash) => sha256(&format!("{hash:?}")),
+            Secret::Token(hash) => sha256(&format!("{hash:?}")),
         };
-        known & wanted.is_some_and(|wanted| wanted.is(secret))
+        Some(Proof(bytes))
+    }
+
+    /// Whether a client has this secret. Takes as long as its hash was made to take.
+    pub fn verify(&self, name: &str, secret: &str) -> bool {
+        self.secrets.get(name).is_some_and(|wanted| wanted.is(secret))
+    }
+}
+
+/// That a client was known, by a secret that the file had then.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Proof([u8; 32]);
+
+impl Proof {
+    pub fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
     }
 }
 

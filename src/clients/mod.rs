@@ -9,9 +9,10 @@ mod file;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 
-use aws_lc_rs::hmac;
+use aws_lc_rs::{constant_time, hmac};
 use base64::Engine;
 use http::{HeaderMap, header};
 use ipnet::IpNet;
@@ -20,7 +21,7 @@ use parking_lot::{Mutex, RwLock};
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 
-pub use file::ClientsFile;
+pub use file::{ClientsFile, Proof};
 
 /// A client, and the run of it that a call belongs to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,21 +29,28 @@ pub struct Caller {
     pub client: Arc<str>,
     /// Empty if it named none.
     pub run: Arc<str>,
+    /// What it was known by, where that was asked for.
+    pub proof: Option<Proof>,
 }
 
 /// Names are labels: longer ones are cut.
 const MAX_NAME: usize = 64;
-/// How long a secret that was checked need not be checked again.
-const CHECKED_FOR: Duration = Duration::from_secs(300);
+/// How long a wrong secret stays so; a right one does until the file says otherwise.
+const WRONG_FOR: Duration = Duration::from_secs(300);
+/// Secrets that are checked at once, that wait for it, and how long: who guesses must not keep out who knows.
+const CHECKING: usize = 2;
+const MAX_WAITING: usize = 32;
+const WAIT: Duration = Duration::from_secs(3);
 
 impl Caller {
     /// A caller that gave no name.
     pub fn at(address: IpAddr) -> Caller {
-        Caller { client: address.to_canonical().to_string().into(), run: "".into() }
+        Caller { client: address.to_canonical().to_string().into(), run: "".into(), proof: None }
     }
 
-    fn named(name: &str, run: &str) -> Caller {
-        Caller { client: label(name).into(), run: label(run).into() }
+    /// A caller by its names; anything unusual in them becomes `_`.
+    pub fn named(name: &str, run: &str) -> Caller {
+        Caller { client: label(name).into(), run: label(run).into(), proof: None }
     }
 }
 
@@ -55,6 +63,8 @@ pub enum Unknown {
     Nameless,
     #[error("the name or the secret in the proxy's URL is wrong")]
     Wrong,
+    #[error("too many secrets are being checked just now; try again")]
+    Busy,
 }
 
 /// A file, as it was when it was last read.
@@ -71,17 +81,22 @@ pub struct Clients {
     require: bool,
     /// Who calls, where the connection does not say.
     default: Option<Caller>,
-    /// Which names and secrets were found right or wrong, by their digest.
-    checked: Cache<[u8; 32], bool>,
+    /// Which names and secrets were found right, and which wrong, by their digest and that of what they were compared
+    /// with: so what the file no longer says is no longer right.
+    right: Cache<[u8; 32], ()>,
+    wrong: Cache<[u8; 32], ()>,
+    /// Lets our own commands in, under any name.
+    own_secret: Option<String>,
     key: hmac::Key,
     /// Checking a secret takes long by design: elsewhere, and few at a time.
     house: Handle,
     checking: Semaphore,
+    waiting: AtomicUsize,
 }
 
 impl Clients {
-    /// Must be called within the runtime that is to check secrets. `secret` never leaves the data directory; `env` is
-    /// what a registry's templates may name.
+    /// Must be called within the runtime that is to check secrets. `secret` never leaves the data directory;
+    /// `own_secret` lets our own commands in.
     ///
     /// # Errors
     /// One line about the file.
@@ -91,12 +106,15 @@ impl Clients {
         require: bool,
         default: Option<Caller>,
         secret: &[u8],
-        env: Vec<(String, String)>,
+        own_secret: Option<String>,
     ) -> Result<Clients, String> {
         let file = match file {
             None if require => return Err("--require-proxy-auth needs --clients-file FILE: who is known?".into()),
             None => None,
             Some(path) => {
+                // What a registry's templates may name.
+                let text = |v: std::ffi::OsString| v.into_string().ok();
+                let env = std::env::vars_os().filter_map(|(name, value)| Some((text(name)?, text(value)?))).collect();
                 let source = Source { path, env, modified: Mutex::default() };
                 let read = source.read()?;
                 Some((source, RwLock::new(Arc::new(read))))
@@ -107,10 +125,13 @@ impl Clients {
             file,
             require,
             default,
-            checked: Cache::builder().max_capacity(10_000).time_to_live(CHECKED_FOR).build(),
+            right: Cache::new(10_000),
+            wrong: Cache::builder().max_capacity(10_000).time_to_live(WRONG_FOR).build(),
+            own_secret,
             key: hmac::Key::new(hmac::HMAC_SHA256, secret),
             house: Handle::current(),
-            checking: Semaphore::new(2),
+            checking: Semaphore::new(CHECKING),
+            waiting: AtomicUsize::new(0),
         })
     }
 
@@ -128,34 +149,55 @@ impl Clients {
             };
         };
         let (name, run) = user.split_once('+').unwrap_or((&user, ""));
-        if self.require && !self.has_secret(name, &secret).await {
-            return Err(Unknown::Wrong);
-        }
+        let proof = if self.require { self.check(name, &secret).await? } else { None };
         if name.is_empty() {
             let caller = nameless().unwrap_or_else(|| Caller::at(address));
             return Ok(Caller { run: label(run).into(), ..caller });
         }
-        Ok(Caller::named(name, run))
+        Ok(Caller { proof, ..Caller::named(name, run) })
     }
 
-    async fn has_secret(&self, name: &str, secret: &str) -> bool {
+    /// Whether a caller is still known by what it was known by: for each request on a connection that stays open.
+    pub fn still_knows(&self, caller: &Caller) -> bool {
+        match (&caller.proof, &self.file) {
+            (Some(proof), Some((_, file))) => file.read().proof(&caller.client) == Some(*proof),
+            _ => true,
+        }
+    }
+
+    async fn check(&self, name: &str, secret: &str) -> Result<Option<Proof>, Unknown> {
+        let same = |own: &String| constant_time::verify_slices_are_equal(own.as_bytes(), secret.as_bytes()).is_ok();
+        if self.own_secret.as_ref().is_some_and(same) {
+            return Ok(None);
+        }
+        let Some((_, file)) = &self.file else { return Err(Unknown::Wrong) };
+        let file = file.read().clone();
+        let proof = file.proof(name).ok_or(Unknown::Wrong)?;
         let mut context = hmac::Context::with_key(&self.key);
-        for part in [name, secret] {
+        for part in [name.as_bytes(), secret.as_bytes(), proof.as_bytes()] {
             context.update(&part.len().to_be_bytes());
-            context.update(part.as_bytes());
+            context.update(part);
         }
         let mut digest = [0; 32];
         digest.copy_from_slice(context.sign().as_ref());
-        if let Some(known) = self.checked.get(&digest) {
-            return known;
+        if self.right.contains_key(&digest) {
+            return Ok(Some(proof));
         }
-        let Some((_, file)) = &self.file else { return false };
-        let Ok(_permit) = self.checking.acquire().await else { return false };
-        let file = file.read().clone();
+        if self.wrong.contains_key(&digest) {
+            return Err(Unknown::Wrong);
+        }
+        let waiting = Waiting::begin(&self.waiting).ok_or(Unknown::Busy)?;
+        let permit = tokio::time::timeout(WAIT, self.checking.acquire()).await;
+        let Ok(Ok(_permit)) = permit else { return Err(Unknown::Busy) };
+        drop(waiting);
         let (name, secret) = (name.to_owned(), secret.to_owned());
         let right = self.house.spawn_blocking(move || file.verify(&name, &secret)).await.unwrap_or(false);
-        self.checked.insert(digest, right);
-        right
+        if right {
+            self.right.insert(digest, ());
+            return Ok(Some(proof));
+        }
+        self.wrong.insert(digest, ());
+        Err(Unknown::Wrong)
     }
 
     /// Reads the file again if it has changed. One that is wrong changes nothing, and is told of. Blocks on the disk.
@@ -168,10 +210,26 @@ impl Clients {
             Ok(read) => {
                 tracing::info!(clients = read.len(), file = %source.path.display(), "the clients were read again");
                 *file.write() = Arc::new(read);
-                self.checked.invalidate_all();
             }
             Err(error) => tracing::error!("{error}; the clients stay as they were"),
         }
+    }
+}
+
+/// Somebody whose secret waits to be checked.
+struct Waiting<'a>(&'a AtomicUsize);
+
+impl<'a> Waiting<'a> {
+    fn begin(waiting: &'a AtomicUsize) -> Option<Waiting<'a>> {
+        let before = waiting.fetch_add(1, Ordering::Relaxed);
+        let begun = Waiting(waiting);
+        (before < MAX_WAITING).then_some(begun)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -221,7 +279,7 @@ mod tests {
 
     fn clients(file: Option<PathBuf>, require: bool) -> Clients {
         let rules = vec![("10.2.0.0/16".parse().unwrap(), "office".to_owned())];
-        Clients::new(rules, file, require, None, b"secret", Vec::new()).unwrap()
+        Clients::new(rules, file, require, None, b"secret", Some("our own".into())).unwrap()
     }
 
     #[tokio::test]
@@ -265,6 +323,9 @@ mod tests {
         assert_eq!(as_user("ci:wrong", far).await, Err(Unknown::Wrong));
         assert_eq!(as_user("ci:wrong", near).await, Err(Unknown::Wrong));
         assert_eq!(as_user("other:s", far).await, Err(Unknown::Wrong));
+        assert_eq!(as_user("pytest+9:our own", far).await, Ok("pytest+9".into()));
+        let known = clients.identify(Some(&named(&basic("ci:s"))), far).await.unwrap();
+        assert!(clients.still_knows(&known));
         assert_eq!(as_user("+7:s", far).await, Err(Unknown::Wrong));
         assert_eq!(clients.identify(None, far).await, Err(Unknown::Nameless));
         assert_eq!(&*clients.identify(None, near).await.unwrap().client, "office");
@@ -280,7 +341,8 @@ mod tests {
         rewrite(&format!("ci:{}\n", bcrypt::hash("t", 4).unwrap()), 2);
         assert_eq!(as_user("ci:s", far).await, Err(Unknown::Wrong));
         assert!(as_user("ci:t", far).await.is_ok());
-        let nobody = Clients::new(Vec::new(), None, true, None, b"", Vec::new()).err().unwrap();
+        assert!(!clients.still_knows(&known), "nor on a connection that stayed open");
+        let nobody = Clients::new(Vec::new(), None, true, None, b"", None).err().unwrap();
         assert!(nobody.contains("--clients-file"));
     }
 }

@@ -139,10 +139,7 @@ impl Sending<'_> {
         }
         let charged = calls::is_charged(self.asked.path(), status.as_u16(), self.asked.credential.is_anonymous());
         self.count(status.as_u16(), status.as_str(), charged, resource);
-        let credential = &self.asked.credential_name;
-        if let Some(window) = self.exchange.ledger.quotas.observe(credential, &quota, charged, now_ms()) {
-            self.exchange.metrics.quota(credential, quota.resource.unwrap_or("core"), &window);
-        }
+        self.exchange.ledger.quotas.observe(&self.asked.credential_name, &quota, charged, now_ms());
     }
 
     /// No answer. What never reached GitHub is not counted as sent.

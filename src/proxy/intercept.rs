@@ -15,13 +15,13 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::net::TcpStream;
 use tokio_rustls::StartHandshake;
 
-use super::patient::Patient;
 use super::{MAX_HEAD, Proxy, check_host_field, reason};
 use crate::body::Body;
-use crate::clients::Caller;
+use crate::clients::{Caller, Unknown};
 use crate::drain::Drain;
 use crate::error::Error;
 use crate::origin::dial::Target;
+use crate::patient::Patient;
 use crate::tls::hello::{self, Hello};
 
 /// One intercepted connection.
@@ -223,7 +223,9 @@ async fn serve_h2(io: Io, connection: Arc<Intercepted>, idle: Duration, mut drai
 impl Intercepted {
     async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
         let version = request.version();
-        match self.check(&request) {
+        let known = self.proxy.clients.still_knows(&self.caller);
+        let checked = if known { self.check(&request) } else { Err(Unknown::Wrong.into()) };
+        match checked {
             Ok(()) => self.proxy.exchange.serve(&self.caller, &self.target, request).await,
             Err(error) => {
                 self.proxy.refuse("request");

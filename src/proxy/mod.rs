@@ -2,7 +2,6 @@
 
 mod forward;
 mod intercept;
-mod patient;
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -27,9 +26,9 @@ use crate::error::Error;
 use crate::exchange::Exchange;
 use crate::metrics::Metrics;
 use crate::origin::dial::{Dialer, Target};
+use crate::patient::Patient;
 use crate::tls::authority::Authority;
 use crate::tunnel::{self, Passed};
-use patient::Patient;
 
 /// How long clients may take.
 #[derive(Clone, Debug)]

@@ -58,6 +58,21 @@ async fn unknown_callers_get_407() {
     assert!(github.arrived()[0].headers.get("proxy-authorization").is_none());
     assert_eq!(names(&report(&tap, &["--by=client"]).await), pairs(&[("ci", 1)]));
     assert_eq!(tap.metric("ghtap_refused_total{reason=\"client\"}").await, 4.0);
+    // Who is struck off the file is not served on the connection that is open, either.
+    let mut open = Client::named(&tap, "ci").await;
+    assert_eq!(open.get("/repos/o/r", "a", &[]).await.status, 200);
+    std::fs::write(&registry, "version: 1\nclients:\n  - name: other\n    token: x\n").unwrap();
+    let mut refused = 0;
+    for _ in 0..100 {
+        match open.request("GET", "/repos/o/r", "a", &[], b"").await.status {
+            200 => tokio::time::sleep(Duration::from_millis(100)).await,
+            status => {
+                refused = status;
+                break;
+            }
+        }
+    }
+    assert_eq!(refused, 407);
     assert!(!tap.log().contains("eve:"));
 }
 
@@ -233,6 +248,8 @@ async fn reports_are_cut_to_what_is_asked() {
     assert_eq!(report(&tap, &["--by=hour"]).await["total"]["calls"], 8);
     assert!(names(&report(&tap, &["--until=1h"]).await).is_empty());
     assert!(names(&report(&tap, &["--since=2100-01-01"]).await).is_empty());
+    let backwards = tap.cli(&["report", "--since=1h", "--until=2h"]).await;
+    assert!(String::from_utf8_lossy(&backwards.stderr).contains("--since is not before --until"));
     assert_eq!(report(&tap, &["--since=1h", "--until=2100-01-01T00:00:00Z"]).await["total"]["calls"], 8);
     for (arguments, said) in [
         (vec!["report", "--since=soon"], "is no moment"),
@@ -271,4 +288,39 @@ async fn after_kill_9_under_load_the_ledger_agrees_to_within_a_second() {
             "{by}: {counted} of {made}, {per_second} per second"
         );
     }
+}
+
+#[tokio::test]
+async fn run_beside_a_tap_that_knows_its_clients() {
+    if !has("curl", "--version") && missing("run_beside_a_tap_that_knows_its_clients", "curl") {
+        return;
+    }
+    let github = GitHub::start().await;
+    github.set("/repos/o/r", json!({ "full_name": "o/r" }));
+    let dir = tempfile::tempdir().unwrap();
+    let tap = Tap::start(&github, &["--require-proxy-auth", &clients_file(dir.path()), "--run-idle=1s"]).await;
+    let run = async |script: &str| {
+        let output = tap.cli(&["run", "--report=json", "--", "sh", "-c", script]).await;
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    // Let in by what the tap tells its own commands; the command's exit code is ours.
+    let curl = "curl -sS -f -o /dev/null -H 'Authorization: token t' https://api.github.com/repos/o/r";
+    let (code, said) = run(&format!("{curl}; exit 7")).await;
+    assert_eq!(
+        (code, serde_json::from_str::<Value>(&said).unwrap()["total"]["calls"].clone()),
+        (Some(7), json!(1)),
+        "{said}"
+    );
+    // A run that makes no call, and one that has ended by its silence.
+    let (code, said) = run("exit 0").await;
+    assert!(code == Some(0) && said.contains("no call went through the tap"), "{code:?} {said}");
+    let (code, said) = run(&format!("{curl}; sleep 3; exit 5")).await;
+    assert_eq!(
+        (code, serde_json::from_str::<Value>(&said).unwrap()["total"]["calls"].clone()),
+        (Some(5), json!(1)),
+        "{said}"
+    );
+    assert_eq!(run("exec /no/such/command 2>/dev/null").await.0, Some(127));
+    let output = tap.cli(&["run", "--", "/no/such/command"]).await;
+    assert_eq!(output.status.code(), Some(127));
 }

@@ -1,4 +1,4 @@
-//! A client's connection, whose patience with a client that does not read is bounded.
+//! A connection whose patience with an other side that does not read is bounded.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -9,7 +9,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
 /// A stream whose writes fail when the other side has taken nothing for a while.
-pub(super) struct Patient<S> {
+pub struct Patient<S> {
     stream: S,
     patience: Duration,
     timer: Option<Pin<Box<Sleep>>>,
