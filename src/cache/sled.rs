@@ -583,6 +583,38 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_cannot_be_read_goes_and_the_limit_holds() {
+        const LIMIT: u64 = 8 << 20;
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::on_disk(SledRoom::open(dir.path(), LIMIT).unwrap(), 1 << 16);
+        let mut now = 1;
+        let mut fill = |version| {
+            for number in 0..300 {
+                now += 1;
+                put(&store, number, body(number, version), now);
+            }
+            store.flush();
+        };
+        fill(0);
+        // A bad sector in each segment so far.
+        for file in std::fs::read_dir(dir.path().join(DIRECTORY).join("log")).unwrap() {
+            let path = file.unwrap().path();
+            let len = std::fs::metadata(&path).unwrap().len();
+            std::fs::File::options().write(true).open(&path).unwrap().set_len(len / 2).unwrap();
+        }
+        for version in 1..8 {
+            fill(version);
+            assert!(occupied(dir.path()) <= LIMIT, "{}", occupied(dir.path()));
+        }
+        for number in 0..300 {
+            let loaded = store.load(key(number).id(), u64::MAX / 2).await.expect("stored anew");
+            let i = loaded.entry.representations.len() - 1;
+            assert_eq!(store.body(key(number).id(), &loaded, i).await, Some(body(number, 7)), "{number}");
+        }
+        store.close();
+    }
+
+    #[tokio::test]
     async fn compaction_and_restarts_keep_what_was_used_last() {
         const LIMIT: u64 = 16 << 20;
         let dir = tempfile::tempdir().unwrap();

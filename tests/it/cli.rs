@@ -88,6 +88,30 @@ async fn run_has_the_commands_place() {
 }
 
 #[tokio::test]
+async fn an_environment_that_is_not_text_is_no_trouble() {
+    use std::os::unix::ffi::OsStrExt;
+    let github = GitHub::start().await;
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("clients.yml");
+    std::fs::write(&file, "version: 1\nclients: [{name: ci, token: x}]\n").unwrap();
+    let mut run = command(GHTAP);
+    run.arg("serve")
+        .arg("--listen=127.0.0.1:0")
+        .arg("--admin=127.0.0.1:0")
+        .arg(format!("--clients-file={}", file.display()));
+    run.arg(format!("--data-dir={}", dir.path().join("d").display()));
+    run.arg(format!("--certs-dir={}", dir.path().join("c").display()));
+    run.arg(format!("--upstream-ca={}", github.ca.display()));
+    run.env("SECRET", std::ffi::OsStr::from_bytes(b"sekret\xff")).stderr(Stdio::piped());
+    let mut serve = run.spawn().unwrap();
+    let mut lines = std::io::BufRead::lines(std::io::BufReader::new(serve.stderr.take().unwrap()));
+    let first = lines.next().unwrap().unwrap();
+    let _ = serve.kill();
+    let _ = serve.wait();
+    assert!(first.contains("intercepts api.github.com"), "{first}");
+}
+
+#[tokio::test]
 async fn run_keeps_to_a_budget_and_a_baseline() {
     if !has("curl", "--version") && missing("run_keeps_to_a_budget_and_a_baseline", "curl") {
         return;

@@ -296,8 +296,8 @@ async fn nodes_plain_fetch_by_the_tls_listener() {
     if !has("node", "--version") && missing("nodes_plain_fetch_by_the_tls_listener", "node") {
         return;
     }
-    let port = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
-    let (github, tap) = start(&[&format!("--listen-tls=127.0.0.1:{port}")]).await;
+    let (github, tap) = start(&["--listen-tls=127.0.0.1:0"]).await;
+    let port = tap.tls_port().await;
     let mut with = command("node");
     with.env("NODE_EXTRA_CA_CERTS", tap.ca()).arg("--require").arg(here("clients/hosts.cjs"));
     with.arg(here("clients/with_fetch.mjs")).arg(port.to_string());

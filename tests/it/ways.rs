@@ -105,8 +105,8 @@ async fn through_a_corporate_proxy() {
 async fn a_tls_listener_goes_by_server_name() {
     let github = GitHub::start().await;
     github.set("/repos/o/r", json!({ "full_name": "o/r" }));
-    let port = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
-    let tap = Tap::start(&github, &[&format!("--listen-tls=127.0.0.1:{port}")]).await;
+    let tap = Tap::start(&github, &["--listen-tls=127.0.0.1:0"]).await;
+    let port = tap.tls_port().await;
     let connect = async |name: &'static str, root: &std::path::Path| {
         let stream = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
         let server = rustls::pki_types::ServerName::try_from(name).unwrap();

@@ -91,6 +91,11 @@ impl Tap {
         }
     }
 
+    /// At the next launch, with one more.
+    pub fn add_argument(&mut self, argument: String) {
+        self.arguments.push(argument);
+    }
+
     /// At the next launch, the stand-in's root is not trusted.
     pub fn forget_upstream_ca(&mut self) {
         self.arguments.retain(|a| !a.starts_with("--upstream-ca="));
@@ -119,6 +124,19 @@ impl Tap {
 
     fn log_path(&self) -> PathBuf {
         self.dir.path().join("log")
+    }
+
+    /// The port of `--listen-tls=127.0.0.1:0`, as the tap tells it.
+    pub async fn tls_port(&self) -> u16 {
+        for _ in 0..200 {
+            let told =
+                self.log().lines().find_map(|l| l.trim().strip_prefix("tls")?.trim().rsplit(':').next()?.parse().ok());
+            if let Some(port) = told {
+                return port;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        panic!("it tells no TLS address: {}", self.log());
     }
 
     pub fn log(&self) -> String {
