@@ -5,7 +5,6 @@ use std::process::{Command, Output, Stdio};
 
 use base64::Engine;
 use serde_json::json;
-use tokio::net::TcpListener;
 
 use crate::support::github::{Arrived, Resource};
 use crate::support::tap::command;
