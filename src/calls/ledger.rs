@@ -57,8 +57,6 @@ pub struct Ledger {
     pub quotas: Quotas,
     pub known: Known,
     keep: Keep,
-    /// Tells rows of this process from those of an earlier one in the same minute.
-    start: u32,
     minute: Mutex<Minute>,
     /// One flush at a time: rows are totals, and an older one must not come after a newer.
     flushing: Mutex<()>,
@@ -74,6 +72,9 @@ const TOGETHER: usize = 64;
 struct Minute {
     /// Since 1970.
     number: u32,
+    /// Tells its parts from those of an earlier time that the same minute was counted: by another process, or before the
+    /// clock was set back.
+    start: u32,
     /// In the order in which they came: so many at a time lie together on disk.
     rows: IndexMap<Dimensions, Counts, Hashing>,
     /// Which of these parts have changed since they were written.
@@ -85,6 +86,7 @@ struct Minute {
 /// Rows that lie together: of which minute, which part of it.
 struct Part {
     minute: u32,
+    start: u32,
     number: usize,
     rows: Vec<(Dimensions, Counts)>,
 }
@@ -98,7 +100,7 @@ impl Minute {
             let range = number * TOGETHER..((number + 1) * TOGETHER).min(self.rows.len());
             let rows = self.rows.get_range(range).expect("it is within");
             let rows = rows.iter().map(|(dimensions, counts)| (dimensions.clone(), counts.clone())).collect();
-            parts.push(Part { minute: self.number, number, rows });
+            parts.push(Part { minute: self.number, start: self.start, number, rows });
         }
         parts
     }
@@ -106,9 +108,10 @@ impl Minute {
     /// Takes back what could not be written. What was counted since is newer than what failed.
     fn take_back(&mut self, parts: Vec<Part>) {
         for part in parts {
-            if part.minute == self.number {
+            if (part.minute, part.start) == (self.number, self.start) {
                 self.dirty[part.number] = true;
-            } else if self.late.iter().all(|l| (l.minute, l.number) != (part.minute, part.number)) {
+            } else if self.late.iter().all(|l| (l.minute, l.start, l.number) != (part.minute, part.start, part.number))
+            {
                 self.late.push(part);
             }
         }
@@ -122,6 +125,7 @@ impl Minute {
         let late = self.take_dirty();
         self.late = late;
         self.number = number;
+        self.start = u32::from_be_bytes(crate::tls::files::random());
         self.rows.clear();
         self.dirty.clear();
         if self.rows.capacity() > 4 * TOGETHER {
@@ -163,7 +167,6 @@ impl Ledger {
             known: Known::open(&db)?,
             db,
             keep,
-            start: u32::from_be_bytes(crate::tls::files::random()),
             minute: Mutex::default(),
             flushing: Mutex::default(),
             learned: Mutex::default(),
@@ -219,7 +222,7 @@ impl Ledger {
                 Ok((Packed::of(dimensions, &self.names)?, counts.clone()))
             };
             let rows: Rows = part.rows.iter().map(pack).collect::<Result<_, _>>()?;
-            self.tiers.insert(part.minute, self.start, u32::try_from(part.number).unwrap_or(u32::MAX), &rows)
+            self.tiers.insert(part.minute, part.start, u32::try_from(part.number).unwrap_or(u32::MAX), &rows)
         });
         let beside = || {
             self.runs.flush(&|dimensions| Packed::of(dimensions, &self.names))?;

@@ -61,7 +61,8 @@ pub(super) struct Reach {
 
 impl Reach {
     /// Which rows answer for the time from `since` to `until`, each part once. What is only kept by the hour or the
-    /// day is taken whole. `finest` is not fine at all where hours are asked for: then days only where nothing else is.
+    /// day is taken whole. What is coarser than `coarsest` only
+    /// answers where nothing finer is kept.
     pub fn plan(&self, since: u32, until: u32, coarsest: Tier) -> Vec<(Tier, u32, u32)> {
         let kept_as = |minute: u32| match minute {
             m if m >= self.from[Tier::Minute as usize] => Tier::Minute,
@@ -114,8 +115,8 @@ impl Tiers {
         Ok(Tiers { trees, marks, reach: parking_lot::Mutex::new(reach) })
     }
 
-    /// Writes some rows of a minute, in the place of what was written under the same number; `start` tells processes
-    /// apart.
+    /// Writes some rows of a minute, in the place of what was written under the same number; `start` tells apart
+    /// the times that one minute was counted.
     pub fn insert(&self, minute: u32, start: u32, number: u32, rows: &Rows) -> io::Result<()> {
         self.write(Tier::Minute, key(minute, start, number), rows)
     }

@@ -57,8 +57,15 @@ fn counts_survive_minutes_restarts_and_repeated_flushes() {
     call(&ledger, "a", "", 121);
     call(&ledger, "a", "", 30);
     assert_eq!(calls(&ledger, &by_client, 200), [("a".to_owned(), 5), ("b".to_owned(), 1)]);
+    // So does one that was far ahead, and was put right: the minute is counted a second time, beside the first.
+    call(&ledger, "a", "", 12_000);
+    ledger.flush().unwrap();
+    call(&ledger, "c", "", 122);
+    let expected = [("a", 6), ("b", 1), ("c", 1)].map(|(name, calls)| (name.to_owned(), calls));
+    assert_eq!(calls(&ledger, &by_client, 13_000), expected);
+    let by_client = Question { until: Some(180), ..by_client };
     let late = Question { since: Some(120), until: Some(180), ..by_client.clone() };
-    assert_eq!(calls(&ledger, &late, 200), [("a".to_owned(), 3)]);
+    assert_eq!(calls(&ledger, &late, 200), [("a".to_owned(), 3), ("c".to_owned(), 1)]);
     assert_eq!(calls(&ledger, &by_client.clone().only(By::Client, "b"), 200), [("b".to_owned(), 1)]);
     assert_eq!(calls(&ledger, &Question { top: Some(1), ..by_client }, 200).len(), 1);
 }
