@@ -142,16 +142,27 @@ impl SledRoom {
         wait: Wait,
         now: Option<u64>,
     ) -> io::Result<Option<(Entry, Vec<(BodyId, Bytes)>)>> {
-        let Some((slot, files)) = self.find(id, now) else { return Ok(None) };
+        match self.find(id, now) {
+            Some((slot, files)) => self.or_removed(id, self.read_entry(id, &slot, &files, small, wait)),
+            None => Ok(None),
+        }
+    }
+
+    #[expect(clippy::type_complexity, reason = "as above")]
+    fn read_entry(
+        &self,
+        id: KeyId,
+        slot: &Slot,
+        files: &[Arc<File>],
+        small: u64,
+        wait: Wait,
+    ) -> io::Result<Option<(Entry, Vec<(BodyId, Bytes)>)>> {
         let fits = |place: &Place| u64::from(place.len) <= small;
         // Mostly, the newest body lies right before the record: one read takes both.
         let beside = slot.bodies.iter().find(|(_, place)| place.is_followed_by(&slot.record) && fits(place));
         let from = beside.map_or(slot.record, |(_, place)| *place);
         let before = usize::try_from(slot.record.offset - from.offset).map_err(io::Error::other)?;
-        let span = match log::read(&files[0], from.offset, before + slot.record.len as usize, wait) {
-            Err(error) => return self.unreadable(id, error),
-            Ok(span) => span,
-        };
+        let span = log::read(&files[0], from.offset, before + slot.record.len as usize, wait)?;
         let entry = slot.record.holds(&span[before..]).then(|| Entry::decode_checked(&span[before..])).flatten();
         let Some(entry) = entry else {
             self.corrupt.fetch_add(1, Ordering::Relaxed);
@@ -163,10 +174,7 @@ impl SledRoom {
         for ((body_id, place), file) in slot.bodies.iter().zip(&files[1..]).filter(|((_, p), _)| fits(p)) {
             let body = match *place == from {
                 true => span.slice(..before),
-                false => match log::read(file, place.offset, place.len as usize, wait) {
-                    Err(error) => return self.unreadable(id, error),
-                    Ok(body) => body,
-                },
+                false => log::read(file, place.offset, place.len as usize, wait)?,
             };
             if place.holds(&body) {
                 bodies.push((*body_id, body));
@@ -176,13 +184,15 @@ impl SledRoom {
     }
 
     /// A key whose bytes cannot be read is removed, so that it is stored anew, elsewhere.
-    fn unreadable<T>(&self, id: KeyId, error: io::Error) -> io::Result<Option<T>> {
-        if error.kind() == io::ErrorKind::WouldBlock {
-            return Err(error);
+    fn or_removed<T>(&self, id: KeyId, read: io::Result<Option<T>>) -> io::Result<Option<T>> {
+        match read {
+            Err(error) if error.kind() != io::ErrorKind::WouldBlock => {
+                self.failed(&error);
+                self.remove(id)?;
+                Ok(None)
+            }
+            read => read,
         }
-        self.failed(&error);
-        self.remove(id)?;
-        Ok(None)
     }
 
     /// Where a key's bytes lie, and the files that they lie in: the record's first.
@@ -205,11 +215,8 @@ impl SledRoom {
             place.and_then(|p| Some((p, index.segments.get(&p.segment)?.file.clone())))
         };
         let Some((place, file)) = found else { return Ok(None) };
-        let body = match log::read(&file, place.offset, place.len as usize, Wait::Yes) {
-            Err(error) => return self.unreadable(id, error),
-            Ok(body) => body,
-        };
-        Ok(place.holds(&body).then_some(body))
+        let read = log::read(&file, place.offset, place.len as usize, Wait::Yes);
+        self.or_removed(id, read.map(|body| place.holds(&body).then_some(body)))
     }
 
     /// Writes a batch, makes room, and measures. Failures are counted and logged; a key whose write

@@ -309,7 +309,7 @@ fn sum_runs(ledger: &Ledger, question: &Question, now: u64, sums: &mut Sums) -> 
     if question.by == By::Run && question.wanted(By::Run).next().is_none() {
         // What belongs to no run.
         let mut rest = Sums::default();
-        sum_rows(ledger, &Question { by: By::Run, ..question.clone() }, now, &mut rest)?;
+        sum_rows(ledger, question, now, &mut rest)?;
         rest.retain(|name, _| **name == *"-");
         sums.extend(rest);
     }

@@ -55,10 +55,6 @@ pub struct Principal {
 
 impl Principal {
     /// `installation:123` or `user:octocat`.
-    pub fn as_str(&self) -> &str {
-        &self.name
-    }
-
     pub fn name(&self) -> Arc<str> {
         self.name.clone()
     }

@@ -1,11 +1,11 @@
 //! The command line: what it prints, what it returns, what it says when something is wrong.
 
 use std::os::unix::fs::PermissionsExt;
-use std::process::{Output, Stdio};
+use std::process::Stdio;
 
 use serde_json::{Value, json};
 
-use crate::support::tap::{GHTAP, command};
+use crate::support::tap::{GHTAP, command, ghtap_run};
 use crate::support::{Client, GitHub, Tap, has, missing};
 
 fn text(bytes: &[u8]) -> String {
@@ -13,17 +13,6 @@ fn text(bytes: &[u8]) -> String {
 }
 
 /// Runs `ghtap run` on directories of its own, in front of a stand-in.
-async fn ghtap_run(github: &GitHub, dir: &std::path::Path, more: &[&str], script: &str) -> Output {
-    let mut run = command(GHTAP);
-    run.arg("run")
-        .arg(format!("--data-dir={}", dir.join("data").display()))
-        .arg(format!("--certs-dir={}", dir.join("certs").display()));
-    run.arg(format!("--resolve=api.github.com:443:{}", github.address))
-        .arg(format!("--upstream-ca={}", github.ca.display()));
-    run.args(more).args(["--", "sh", "-c", script]).stdin(Stdio::null());
-    tokio::task::spawn_blocking(move || run.output().unwrap()).await.unwrap()
-}
-
 const CURL: &str = "curl -sS -f -H 'Authorization: token t' https://api.github.com/repos/o/r";
 
 #[tokio::test]

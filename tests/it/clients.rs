@@ -7,7 +7,7 @@ use base64::Engine;
 use serde_json::json;
 
 use crate::support::github::{Arrived, Resource};
-use crate::support::tap::command;
+use crate::support::tap::{command, ghtap_run};
 use crate::support::{Client, GitHub, Tap, has, missing};
 
 fn here(name: &str) -> PathBuf {
@@ -394,31 +394,23 @@ async fn ogr_and_pygithub_keep_to_a_baseline() {
         let saved = dir.path().join("calls.json");
         let once =
             format!("'{}' '{}' '{}'", python.display(), here("clients").join(script).display(), key(&tap).display());
-        let measure = |option: &str, shell: &str| {
-            let mut with = command(crate::support::tap::GHTAP);
-            // From nothing each time, so that two runs can be compared.
-            with.args(["run", "--store=memory:"])
-                .arg(format!("--data-dir={}", dir.path().join("data").display()))
-                .arg(format!("--certs-dir={}", dir.path().join("certs").display()))
-                .arg(format!("--resolve=api.github.com:443:{}", github.address))
-                .arg(format!("--upstream-ca={}", github.ca.display()))
-                .arg(format!("--{option}={}", saved.display()));
-            with.args(["--", "sh", "-c", shell]).stdin(Stdio::null());
-            tokio::task::spawn_blocking(move || with.output().unwrap())
-        };
+        let (save, baseline) = (format!("--save={}", saved.display()), format!("--baseline={}", saved.display()));
+        // From nothing each time, so that two runs can be compared.
+        let measure =
+            async |option: &str, shell: &str| ghtap_run(&github, dir.path(), &["--store=memory:", option], shell).await;
         let said = |output: &Output| String::from_utf8_lossy(&output.stderr).into_owned();
-        let first = measure("save", &once).await.unwrap();
+        let first = measure(&save, &once).await;
         assert_eq!(first.status.code(), Some(0), "{script}: {}", said(&first));
         github.arrived();
-        let again = measure("baseline", &once).await.unwrap();
+        let again = measure(&baseline, &once).await;
         assert_eq!(again.status.code(), Some(0), "{script}: {}", said(&again));
         assert!(!said(&again).contains("grew") && !said(&again).contains("new  "), "{}", said(&again));
         // The inventory is what arrived.
         let charged = github.arrived().iter().filter(|a| a.charged).count();
-        let baseline: serde_json::Value = serde_json::from_slice(&std::fs::read(&saved).unwrap()).unwrap();
-        assert_eq!(baseline["total"]["charged"], charged);
+        let inventory: serde_json::Value = serde_json::from_slice(&std::fs::read(&saved).unwrap()).unwrap();
+        assert_eq!(inventory["total"]["charged"], charged);
         // A change that does everything twice is seen, route by route.
-        let twice = measure("baseline", &format!("{once} && {once}")).await.unwrap();
+        let twice = measure(&baseline, &format!("{once} && {once}")).await;
         assert_eq!(twice.status.code(), Some(3), "{script}: {}", said(&twice));
         assert!(said(&twice).contains("grew    GET /repos/{owner}/{repo}/contents/{path}: "), "{}", said(&twice));
     }

@@ -45,6 +45,18 @@ pub fn command(program: impl AsRef<std::ffi::OsStr>) -> Command {
     command
 }
 
+/// A script through `ghtap run`, on directories of its own below `dir`.
+pub async fn ghtap_run(github: &GitHub, dir: &std::path::Path, more: &[&str], script: &str) -> Output {
+    let mut run = command(GHTAP);
+    run.arg("run")
+        .arg(format!("--data-dir={}", dir.join("data").display()))
+        .arg(format!("--certs-dir={}", dir.join("certs").display()));
+    run.arg(format!("--resolve=api.github.com:443:{}", github.address))
+        .arg(format!("--upstream-ca={}", github.ca.display()));
+    run.args(more).args(["--", "sh", "-c", script]).stdin(Stdio::null());
+    tokio::task::spawn_blocking(move || run.output().unwrap()).await.unwrap()
+}
+
 impl Tap {
     /// A tap in front of a stand-in.
     pub async fn start(github: &GitHub, more: &[&str]) -> Tap {
