@@ -13,6 +13,7 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, Sleep};
 
 use crate::origin::UpstreamBody;
+use crate::rewrite::{Rewriter, Rule};
 
 /// Why content stopped before its end. hyper closes or resets the connection with it.
 pub type Error = Box<dyn std::error::Error + Send + Sync>;
@@ -23,6 +24,7 @@ pub enum Body {
     Full(Bytes),
     Upstream(Box<UpstreamBody>),
     Tee(Box<Tee>),
+    Rewritten(Box<Rewritten>),
 }
 
 impl HttpBody for Body {
@@ -40,6 +42,7 @@ impl HttpBody for Body {
             }
             Body::Upstream(body) => Pin::new(body).poll_frame(cx),
             Body::Tee(tee) => tee.poll_frame(cx),
+            Body::Rewritten(rewritten) => rewritten.poll_frame(cx),
         }
     }
 
@@ -48,7 +51,7 @@ impl HttpBody for Body {
             Body::Empty => true,
             Body::Full(bytes) => bytes.is_empty(),
             Body::Upstream(body) => body.is_end_stream(),
-            Body::Tee(_) => false,
+            Body::Tee(_) | Body::Rewritten(_) => false,
         }
     }
 
@@ -58,7 +61,56 @@ impl HttpBody for Body {
             Body::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
             Body::Upstream(body) => body.size_hint(),
             Body::Tee(tee) => tee.size_hint(),
+            Body::Rewritten(_) => SizeHint::default(),
         }
+    }
+}
+
+impl Body {
+    /// The same with some texts replaced.
+    pub fn rewritten(self, rules: Vec<Rule>) -> Body {
+        let rewriter = Rewriter::new(rules);
+        match self {
+            Body::Empty => Body::Empty,
+            Body::Full(content) => Body::Full(rewriter.whole(content)),
+            streamed => {
+                Body::Rewritten(Box::new(Rewritten { inner: streamed, rewriter: Some(rewriter), trailers: None }))
+            }
+        }
+    }
+}
+
+/// A response in which some texts are replaced while it passes.
+pub struct Rewritten {
+    inner: Body,
+    /// None once the end was seen.
+    rewriter: Option<Rewriter>,
+    trailers: Option<Frame<Bytes>>,
+}
+
+impl Rewritten {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        while let Some(rewriter) = &mut self.rewriter {
+            let data = match ready!(Pin::new(&mut self.inner).poll_frame(cx)) {
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(data) => rewriter.push(data),
+                    Err(trailers) => {
+                        self.trailers = Some(trailers);
+                        continue;
+                    }
+                },
+                Some(Err(error)) => return Poll::Ready(Some(Err(error))),
+                None => {
+                    let rest = rewriter.finish();
+                    self.rewriter = None;
+                    rest
+                }
+            };
+            if !data.is_empty() {
+                return Poll::Ready(Some(Ok(Frame::data(data))));
+            }
+        }
+        Poll::Ready(self.trailers.take().map(Ok))
     }
 }
 
@@ -128,6 +180,8 @@ impl Tee {
 /// What goes upstream.
 pub enum RequestBody {
     Empty,
+    /// All of it at hand: it can be sent again.
+    Whole(Bytes),
     Client(Box<ClientBody>),
 }
 
@@ -146,6 +200,8 @@ pub struct ClientBody {
     waiting: bool,
     gate: Option<oneshot::Receiver<()>>,
     moved: Arc<AtomicU64>,
+    /// What was read of it already.
+    first: Option<Bytes>,
 }
 
 /// How long an origin may take to say `100 (Continue)` before the content is sent anyway (RFC 9110, 10.1.1
@@ -155,7 +211,18 @@ const EXPECT_PATIENCE: Duration = Duration::from_secs(1);
 impl ClientBody {
     pub fn new(incoming: Incoming, idle: Duration, gate: Option<oneshot::Receiver<()>>) -> ClientBody {
         let timer = Box::pin(tokio::time::sleep(EXPECT_PATIENCE));
-        ClientBody { incoming, idle, timer, waiting: gate.is_some(), gate, moved: Arc::default() }
+        ClientBody { incoming, idle, timer, waiting: gate.is_some(), gate, moved: Arc::default(), first: None }
+    }
+
+    /// Does not wait for the origin's 100 any more.
+    pub fn open(&mut self) {
+        self.gate = None;
+        self.waiting = false;
+    }
+
+    /// Gives back what was read of it.
+    pub fn put_back(&mut self, first: Bytes) {
+        self.first = Some(first);
     }
 
     /// Counts up whenever content moves, so that an upload does not look like an origin that is silent.
@@ -169,8 +236,17 @@ impl HttpBody for RequestBody {
     type Error = Error;
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
-        let RequestBody::Client(body) = self.get_mut() else { return Poll::Ready(None) };
-        let body = &mut **body;
+        let body = match self.get_mut() {
+            RequestBody::Empty => return Poll::Ready(None),
+            RequestBody::Whole(bytes) => {
+                let bytes = std::mem::take(bytes);
+                return Poll::Ready((!bytes.is_empty()).then(|| Ok(Frame::data(bytes))));
+            }
+            RequestBody::Client(body) => &mut **body,
+        };
+        if let Some(first) = body.first.take() {
+            return Poll::Ready(Some(Ok(Frame::data(first))));
+        }
         if let Some(gate) = &mut body.gate {
             if Pin::new(gate).poll(cx).is_pending() && body.timer.as_mut().poll(cx).is_pending() {
                 return Poll::Pending;
@@ -198,14 +274,22 @@ impl HttpBody for RequestBody {
     fn is_end_stream(&self) -> bool {
         match self {
             RequestBody::Empty => true,
-            RequestBody::Client(body) => body.incoming.is_end_stream(),
+            RequestBody::Whole(bytes) => bytes.is_empty(),
+            RequestBody::Client(body) => body.first.is_none() && body.incoming.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match self {
             RequestBody::Empty => SizeHint::with_exact(0),
-            RequestBody::Client(body) => body.incoming.size_hint(),
+            RequestBody::Whole(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            RequestBody::Client(body) => {
+                let first = body.first.as_ref().map_or(0, |b| b.len() as u64);
+                body.incoming
+                    .size_hint()
+                    .exact()
+                    .map_or_else(SizeHint::default, |rest| SizeHint::with_exact(first + rest))
+            }
         }
     }
 }
@@ -216,7 +300,10 @@ impl HttpBody for RequestBody {
 pub struct Stalled;
 
 /// Reads a body up to `max` bytes. `Err` gives back what was read and the rest, if there is more.
-pub async fn collect(mut body: UpstreamBody, max: usize) -> Result<Result<Bytes, (Bytes, UpstreamBody)>, Error> {
+pub async fn collect<B>(mut body: B, max: usize) -> Result<Result<Bytes, (Bytes, B)>, Error>
+where
+    B: HttpBody<Data = Bytes, Error = Error> + Unpin,
+{
     let mut first = Bytes::new();
     let mut all: Option<Vec<u8>> = None;
     let mut len = 0;

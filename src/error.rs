@@ -31,6 +31,14 @@ pub enum Error {
     Loop,
     #[error("GitHub answered 304 to a request without a precondition")]
     UnaskedNotModified,
+    #[error("{0}")]
+    Unauthenticated(String),
+    #[error("GitHub is offline, and nothing that this credential has had confirmed is stored for this")]
+    Offline,
+    #[error("all GitHub credentials of the pool rest; the first is back in {0} s (--pool-wait waits for it)")]
+    Exhausted(u64),
+    #[error("{0}")]
+    NoCredential(String),
 }
 
 impl Error {
@@ -44,6 +52,10 @@ impl Error {
             Error::Misdirected(_) => (StatusCode::MISDIRECTED_REQUEST, "http_request_error"),
             Error::Loop => (StatusCode::LOOP_DETECTED, "proxy_loop_detected"),
             Error::UnaskedNotModified => (StatusCode::BAD_GATEWAY, "http_protocol_error"),
+            Error::Unauthenticated(_) => (StatusCode::UNAUTHORIZED, "http_request_denied"),
+            Error::Offline => (StatusCode::GATEWAY_TIMEOUT, "destination_unavailable"),
+            Error::Exhausted(_) => (StatusCode::TOO_MANY_REQUESTS, "connection_limit_reached"),
+            Error::NoCredential(_) => (StatusCode::BAD_GATEWAY, "proxy_configuration_error"),
             Error::Origin(error) => match error {
                 O::Resolve(_) => (StatusCode::BAD_GATEWAY, "dns_error"),
                 O::Loop(_) => (StatusCode::LOOP_DETECTED, "proxy_loop_detected"),

@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
+use http::{Method, StatusCode};
 use parking_lot::Mutex;
 use prometheus::{
     Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts,
@@ -18,6 +19,9 @@ const MAX_CLIENTS: usize = 200;
 const MAX_RUN_CLIENTS: usize = 40;
 const MAX_CREDENTIALS: usize = 100;
 const MAX_ROUTES: usize = 500;
+const MAX_OPERATIONS: usize = 100;
+/// Series of github-mirror's histogram, each of 15 lines.
+const MAX_MIRROR: usize = 60;
 
 /// All metrics, and the registry that `/metrics` shows.
 pub struct Metrics {
@@ -50,9 +54,25 @@ pub struct Metrics {
     pub head_wait: Histogram,
     store: [Gauge; 3],
     store_totals: [IntCounter; 3],
+    store_up: Gauge,
+    offline: GaugeVec,
+    operations: IntCounterVec,
+    points: IntCounterVec,
+    /// github-mirror's, by its names: its dashboard keeps working.
+    mirror: Mirror,
+    operation_names: Bounded,
     clients: Bounded,
     run_clients: Bounded,
     routes: Bounded,
+}
+
+/// What github-mirror has in its `/metrics`.
+struct Mirror {
+    requests: IntCounter,
+    latency: HistogramVec,
+    objects: Gauge,
+    size: Gauge,
+    seen: Mutex<HashSet<(&'static str, u16, &'static str, String), foldhash::fast::RandomState>>,
 }
 
 /// A set of label values that stops growing.
@@ -197,6 +217,30 @@ impl Metrics {
                 counter(r, "ghtap_store_corrupt_total", "Stored responses that failed their check."),
                 counter(r, "ghtap_store_errors_total", "Reads and writes of the store that failed."),
             ],
+            store_up: gauge("ghtap_store_up", "Whether the store works; 0: it is gone on without."),
+            offline: gauges(r, "ghtap_upstream_offline", "Whether GitHub is taken to be offline.", &["host"]),
+            operations: counters(r, "ghtap_graphql_requests_total", "GraphQL requests, by operation.", &["operation"]),
+            points: counters(
+                r,
+                "ghtap_graphql_points_total",
+                "What GraphQL requests cost, in points, by operation.",
+                &["operation"],
+            ),
+            mirror: Mirror {
+                requests: counter(r, "http_request_total", "Requests; github-mirror's name."),
+                latency: {
+                    let buckets = vec![0.05, 0.075, 0.1, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0, 10.0];
+                    let opts = HistogramOpts::new("request_latency_seconds", "Latency; github-mirror's name.");
+                    let labels = ["cache", "status", "method", "user"];
+                    let latency = HistogramVec::new(opts.buckets(buckets), &labels).expect("valid");
+                    r.register(Box::new(latency.clone())).expect("registered once");
+                    latency
+                },
+                objects: gauge("github_mirror_cached_objects", "Keys with a stored response; github-mirror's name."),
+                size: gauge("github_mirror_cache_size", "Bytes of what is stored; github-mirror's name."),
+                seen: Mutex::default(),
+            },
+            operation_names: Bounded::new("operation", MAX_OPERATIONS),
             clients: Bounded::new("client", MAX_CLIENTS),
             run_clients: Bounded::new("run_client", MAX_RUN_CLIENTS),
             routes: Bounded::new("route", MAX_ROUTES),
@@ -208,6 +252,58 @@ impl Metrics {
     pub fn called(&self, host: &str, outcome: &str, seconds: f64) {
         self.calls.with_label_values(&[host, outcome]).inc();
         self.duration.with_label_values(&[outcome]).observe(seconds);
+    }
+
+    /// The same, as github-mirror counts it. `cache` is what `X-Cache` says.
+    pub fn mirrored(
+        &self,
+        cache: Option<&'static str>,
+        status: StatusCode,
+        method: &Method,
+        credential: &str,
+        seconds: f64,
+    ) {
+        self.mirror.requests.inc();
+        let cache = cache.unwrap_or("ONLINE_MISS");
+        let method = match method.as_str() {
+            "GET" => "GET",
+            "HEAD" => "HEAD",
+            "POST" => "POST",
+            "PUT" => "PUT",
+            "PATCH" => "PATCH",
+            "DELETE" => "DELETE",
+            _ => "other",
+        };
+        let mut user = credential.strip_prefix("user:").unwrap_or(credential);
+        let mut status = status;
+        let mut seen = self.mirror.seen.lock();
+        let key = (cache, status.as_u16(), method, user.to_owned());
+        if !seen.contains(&key) {
+            if seen.len() < MAX_MIRROR {
+                seen.insert(key);
+            } else {
+                // Past the bound: by cache and method, and by the kind of status.
+                user = "other";
+                status = StatusCode::from_u16(status.as_u16() / 100 * 100).unwrap_or(StatusCode::OK);
+                self.folded.with_label_values(&["user"]).inc();
+            }
+        }
+        drop(seen);
+        self.mirror.latency.with_label_values(&[cache, status.as_str(), method, user]).observe(seconds);
+    }
+
+    /// One GraphQL request, and what it cost.
+    pub fn operation(&self, label: &str, points: u64) {
+        let label = self.operation_names.fold(label, &self.folded);
+        self.operations.with_label_values(&[label]).inc();
+        self.points.with_label_values(&[label]).inc_by(points);
+    }
+
+    /// Whether each host is taken to be offline.
+    pub fn offline<'a>(&self, hosts: impl Iterator<Item = (&'a str, bool)>) {
+        for (host, offline) in hosts {
+            self.offline.with_label_values(&[host]).set(f64::from(u8::from(offline)));
+        }
     }
 
     /// One request that left for GitHub.
@@ -265,6 +361,9 @@ impl Metrics {
         for (counter, value) in self.store_totals.iter().zip([store.evicted, store.corrupt, store.errors]) {
             counter.inc_by(value.saturating_sub(counter.get()));
         }
+        self.store_up.set(f64::from(u8::from(store.trouble.is_none())));
+        self.mirror.objects.set(store.entries as f64);
+        self.mirror.size.set(store.live_bytes as f64);
         let mut out = Vec::new();
         let _ = TextEncoder::new().encode(&self.registry.gather(), &mut out);
         String::from_utf8(out).unwrap_or_default()
@@ -320,6 +419,11 @@ mod tests {
                 metrics.sent("api.github.com", &route, &client, "200", charged);
             }
             metrics.called("api.github.com", Outcome::ALL[i % 12].as_str(), 0.01);
+            let status = StatusCode::from_u16(200 + u16::try_from(i % 300).unwrap()).unwrap();
+            let method = [Method::GET, Method::POST, Method::OPTIONS][i % 3].clone();
+            let cache = ["ONLINE_HIT", "ONLINE_MISS", "API_ERROR_HIT"][i % 3];
+            metrics.mirrored(Some(cache), status, &method, &format!("user:{i}"), 0.01);
+            metrics.operation(&format!("query Q{i}"), 2);
             windows.push((
                 format!("credential:{i}").into(),
                 if i % 2 == 0 { "core" } else { "search" },
@@ -333,7 +437,7 @@ mod tests {
         let series = text.lines().filter(|l| !l.starts_with('#')).count();
         assert!((3000..5000).contains(&series), "{series}");
         assert!(text.contains("ghtap_client_requests_total{charged=\"true\",client=\"other\"} 9800"));
-        for label in ["client", "run_client", "credential", "route"] {
+        for label in ["client", "run_client", "credential", "route", "user", "operation"] {
             assert!(text.contains(&format!("ghtap_folded_total{{label=\"{label}\"}}")), "{label}");
         }
     }

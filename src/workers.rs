@@ -15,7 +15,7 @@ thread_local! {
     static INDEX: Cell<usize> = const { Cell::new(0) };
 }
 
-/// The number of the worker that runs the current thread, from 0; 0 elsewhere, too.
+/// The number of the worker that runs the current thread, from 1; 0 elsewhere.
 pub fn index() -> usize {
     INDEX.get()
 }
@@ -42,7 +42,7 @@ impl Workers {
             workers.handles.push(runtime.handle().clone());
             let (stop, stopped) = oneshot::channel();
             let thread = std::thread::Builder::new().name(format!("ghtap-{index}")).spawn(move || {
-                INDEX.set(index);
+                INDEX.set(index + 1);
                 // Ends when it is told to, or when whoever would tell is gone.
                 let _ = runtime.block_on(stopped);
                 runtime.shutdown_background();
@@ -105,7 +105,7 @@ mod tests {
             });
             seen.push(client.read_u8().await.unwrap());
         }
-        assert_eq!(seen, [0, 1, 0, 1]);
+        assert_eq!(seen, [1, 2, 1, 2]);
         tokio::task::spawn_blocking(move || drop(workers)).await.unwrap();
     }
 }

@@ -32,10 +32,10 @@ use tower::ServiceExt;
 
 use crate::cache::store::Stats;
 use crate::calls::ledger;
-use crate::disk::occupied;
 use crate::drain::Drain;
 use crate::exchange::{Exchange, now_ms};
 use crate::patient::Patient;
+use crate::scrape;
 pub use access::{Access, INTENT};
 
 /// What the admin side shows.
@@ -149,30 +149,30 @@ async fn ready(State(admin): State<Arc<Admin>>) -> Response {
     let draining = admin.drain.has_begun();
     let status = if draining { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK };
     let stats = store_stats(&admin).await;
+    let offline: Vec<&str> =
+        admin.exchange.outages.all().filter(|(_, offline)| *offline).map(|(host, _)| host).collect();
+    // A store that is away makes everything a miss, and nothing fail: who is taken out of service for it would take all
+    // others with him.
     let body = serde_json::json!({
         "ready": !draining,
-        "store": { "kind": stats.kind, "errors": stats.errors },
+        "store": { "kind": stats.kind, "errors": stats.errors, "ok": stats.trouble.is_none(), "trouble": stats.trouble },
+        "offline": offline,
         "seconds_since_upstream_answered": seconds_since_upstream_answered(&admin),
     });
     (status, Json(body)).into_response()
 }
 
+/// What the other pages ask, too.
 async fn store_stats(admin: &Arc<Admin>) -> Stats {
-    let store = admin.exchange.store.clone();
-    tokio::task::spawn_blocking(move || store.stats()).await.unwrap_or_default()
+    scrape::store_stats(&admin.exchange).await
 }
 
 /// Bytes that the ledger occupies on disk.
 async fn ledger_bytes(admin: &Arc<Admin>) -> u64 {
-    let path = admin.data_dir.join(ledger::DIRECTORY);
-    tokio::task::spawn_blocking(move || occupied(&path)).await.unwrap_or(0)
+    scrape::occupied_by(&admin.data_dir.join(ledger::DIRECTORY)).await
 }
 
 async fn metrics(State(admin): State<Arc<Admin>>) -> Response {
-    let stats = store_stats(&admin).await;
-    let metrics = &admin.exchange.metrics;
-    metrics.quotas(&admin.exchange.ledger.quotas.all(), now_ms());
-    metrics.ledger_bytes.set(ledger_bytes(&admin).await as f64);
-    metrics.last_answer.set((admin.exchange.last_upstream_ok() / 1000) as f64);
-    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], metrics.render(&stats)).into_response()
+    let text = scrape::metrics(&admin.exchange, &admin.data_dir.join(ledger::DIRECTORY)).await;
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response()
 }

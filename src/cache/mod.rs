@@ -1,8 +1,8 @@
 //! The cache: what may be stored, under which key, and what a stored response may be used for.
 //!
 //! `key`, `policy`, `listing`, `precondition` and `stored` are pure: they know neither tokio nor sled nor
-//! the clock (`now` is an argument). `store` is the room where responses live, `sled` what keeps them on
-//! disk (`memory` is the layer before it): `log` their bytes, `index` where they lie; `collapse` joins identical requests that are in flight together.
+//! the clock (`now` is an argument). `store` is where responses live: a layer in `memory`, and behind it a room, `sled` on
+//! disk (`log` their bytes, `index` where they lie) or `redis`; `collapse` joins identical requests that are in flight together.
 
 pub mod collapse;
 mod index;
@@ -12,6 +12,7 @@ mod log;
 mod memory;
 pub mod policy;
 pub mod precondition;
+pub mod redis;
 pub mod sled;
 pub mod store;
 pub mod stored;

@@ -20,6 +20,8 @@ pub enum Bypass {
     /// A field that GitHub varies on and that the key does not have.
     Varies,
     Body,
+    /// A path of a GitHub Enterprise Server that is not its API's.
+    NotApi,
 }
 
 impl Bypass {
@@ -32,6 +34,7 @@ impl Bypass {
             Bypass::Precondition => "precondition",
             Bypass::Varies => "varies",
             Bypass::Body => "body",
+            Bypass::NotApi => "not-api",
         }
     }
 }

@@ -518,6 +518,7 @@ impl SledRoom {
             evicted: self.evicted.load(Ordering::Relaxed),
             corrupt: self.corrupt.load(Ordering::Relaxed),
             errors: self.errors.load(Ordering::Relaxed),
+            trouble: None,
         }
     }
 

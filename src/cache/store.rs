@@ -1,9 +1,12 @@
-//! The store: a bounded layer in memory, and behind it a room on disk.
+//! The store: a bounded layer in memory, and behind it a room, on disk or in Redis.
 //!
-//! Reads come from memory, then from what waits to be written, then from disk on a blocking thread. Writes
-//! change memory at once and reach the disk from one thread, coalesced; so the last of them can be lost
+//! Reads come from memory, then from what waits to be written, then from the room: a disk is read on a blocking thread.
+//! Writes change memory at once and reach the room from one thread, coalesced; so the last of them can be lost
 //! with the process, but never torn: every record and body is checked when it is read. A broken, full or
-//! slow disk is a miss, never a failed request.
+//! slow room is a miss, never a failed request.
+//!
+//! A room in Redis is shared: what memory holds is looked up there again after a moment, so that what another tap
+//! has stored meanwhile is known here, too.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,15 +19,50 @@ use parking_lot::{Condvar, Mutex};
 use super::key::KeyId;
 use super::log::Wait;
 use super::memory::Memory;
+use super::redis::RedisRoom;
 use super::sled::SledRoom;
 use super::stored::{self, BodyId, Entry, Representation};
+use crate::clock::now_ms;
 
 /// An entry in memory, its heads parsed.
 pub struct Loaded {
     pub entry: Entry,
     parts: Vec<Arc<Part>>,
-    /// When its use was last noted, in tenths of a second since 1970.
+    /// When its use was last noted, in milliseconds since 1970.
     touched: AtomicU64,
+    /// When it was last the same as in a shared room, in milliseconds since 1970.
+    checked: AtomicU64,
+}
+
+/// What lies behind the layer in memory.
+#[derive(Clone)]
+enum Room {
+    Sled(Arc<SledRoom>),
+    Redis(Arc<RedisRoom>),
+}
+
+impl Room {
+    fn apply(&self, batch: &HashMap<KeyId, Pending>, touched: &HashMap<KeyId, u64>) {
+        match self {
+            Room::Sled(room) => room.apply(batch, touched),
+            Room::Redis(room) => room.apply(batch, touched),
+        }
+    }
+
+    fn flush(&self) -> std::io::Result<()> {
+        match self {
+            Room::Sled(room) => room.flush(),
+            Room::Redis(_) => Ok(()),
+        }
+    }
+
+    /// How often a use is noted, in milliseconds.
+    fn note_every(&self) -> u64 {
+        match self {
+            Room::Sled(_) => 100,
+            Room::Redis(room) => u64::try_from(room.ttl().as_millis() / 10).unwrap_or(u64::MAX).max(1000),
+        }
+    }
 }
 
 struct Part {
@@ -51,7 +89,7 @@ impl Loaded {
             }
             parts.push(Arc::new(Part { headers: stored::read_head(&representation.head)?, body }));
         }
-        Some(Loaded { entry, parts, touched: AtomicU64::new(0) })
+        Some(Loaded { entry, parts, touched: AtomicU64::new(0), checked: AtomicU64::new(now_ms()) })
     }
 
     /// The stored fields of representation `i`.
@@ -96,6 +134,8 @@ struct Queue {
 const MAX_WAITING: u64 = 64 << 20;
 /// Bodies larger than this do not stay in memory.
 const MAX_IN_MEMORY: u64 = 1 << 20;
+/// How long what memory holds is believed without a look into a shared room, in milliseconds.
+const BELIEVED: u64 = 2_000;
 /// A disk that takes longer than this is a miss.
 const READ_PATIENCE: std::time::Duration = std::time::Duration::from_secs(1);
 /// How many of the entries that are read get into a full memory: one in so many.
@@ -118,12 +158,15 @@ pub struct Stats {
     pub corrupt: u64,
     /// Reads and writes that failed.
     pub errors: u64,
+    /// What is wrong with it now; none if it works.
+    #[serde(default)]
+    pub trouble: Option<String>,
 }
 
 /// The store of responses.
 pub struct Store {
     memory: Memory<Arc<Loaded>>,
-    room: Option<Arc<SledRoom>>,
+    room: Option<Room>,
     queue: Arc<(Mutex<Queue>, Condvar)>,
     locks: Vec<Mutex<()>>,
     writer: Mutex<Option<std::thread::JoinHandle<()>>>,
@@ -146,10 +189,15 @@ impl Store {
     /// A store on disk, with a layer of `memory_bytes` before it.
     pub fn on_disk(room: SledRoom, memory_bytes: u64) -> Store {
         let max_bytes = room.max_bytes();
-        Store::build(Some(Arc::new(room)), memory_bytes, max_bytes)
+        Store::build(Some(Room::Sled(Arc::new(room))), memory_bytes, max_bytes)
     }
 
-    fn build(room: Option<Arc<SledRoom>>, memory_bytes: u64, max_bytes: u64) -> Store {
+    /// A store in Redis, with a layer of `memory_bytes` before it.
+    pub fn in_redis(room: RedisRoom, memory_bytes: u64) -> Store {
+        Store::build(Some(Room::Redis(Arc::new(room))), memory_bytes, memory_bytes)
+    }
+
+    fn build(room: Option<Room>, memory_bytes: u64, max_bytes: u64) -> Store {
         let queue = Arc::new((Mutex::new(Queue::default()), Condvar::new()));
         let writer = room.clone().map(|room| {
             let queue = queue.clone();
@@ -175,13 +223,80 @@ impl Store {
     pub async fn load(&self, id: KeyId, now: u64) -> Option<Arc<Loaded>> {
         let loaded = match self.in_memory(id) {
             Some(loaded) => loaded?,
-            None => return self.read_disk(id, now).await,
+            None => return self.read_room(id, now).await,
         };
-        let tenth = now / 100;
-        if self.room.is_some() && loaded.touched.swap(tenth, Ordering::Relaxed) != tenth {
+        let Some(room) = &self.room else { return Some(loaded) };
+        let touched = loaded.touched.load(Ordering::Relaxed);
+        if now.saturating_sub(touched) >= room.note_every() {
+            loaded.touched.store(now, Ordering::Relaxed);
             self.queue.0.lock().touched.insert(id, now);
         }
-        Some(loaded)
+        match room {
+            Room::Redis(room) if now.saturating_sub(loaded.checked.load(Ordering::Relaxed)) > BELIEVED => {
+                self.checked_again(room, id, loaded, now).await
+            }
+            _ => Some(loaded),
+        }
+    }
+
+    /// What memory holds, if it is still what a shared room holds; else that.
+    async fn checked_again(&self, room: &RedisRoom, id: KeyId, loaded: Arc<Loaded>, now: u64) -> Option<Arc<Loaded>> {
+        // The others go on with what they have.
+        let before = loaded.checked.swap(now, Ordering::Relaxed);
+        let found = match room.record(id).await {
+            Ok(Some(entry)) if entry == loaded.entry => return Some(loaded),
+            Ok(Some(_)) => room.load(id).await,
+            Ok(None) => Ok(None),
+            Err(error) => Err(error),
+        };
+        match found {
+            // Away: what is in memory has to do.
+            Err(_) => Some(loaded),
+            Ok(found) => {
+                let _guard = self.lock(id);
+                // A change that was made meanwhile wins, and what waits to be written.
+                let current = self.memory.get(id);
+                if self.is_waiting(id) || current.as_ref().is_some_and(|c| !Arc::ptr_eq(c, &loaded)) {
+                    return current;
+                }
+                // A server that has come back may have come back empty.
+                if found.is_none() && before < room.connected_at() {
+                    self.put_back(id, &loaded);
+                    return Some(loaded);
+                }
+                let newer = found.and_then(|(entry, bodies)| Loaded::new(entry, &bodies, Some(&loaded)));
+                match newer.map(Arc::new) {
+                    Some(newer) => {
+                        newer.touched.store(loaded.touched.load(Ordering::Relaxed), Ordering::Relaxed);
+                        self.keep_in_memory(id, newer.clone());
+                        Some(newer)
+                    }
+                    // Expired, purged by another, or broken.
+                    None => {
+                        self.memory.remove(id);
+                        None
+                    }
+                }
+            }
+        }
+    }
+
+    /// Stores again what the room has lost.
+    fn put_back(&self, id: KeyId, loaded: &Arc<Loaded>) {
+        let representations = loaded.entry.representations.iter().zip(&loaded.parts);
+        let bodies = representations.filter_map(|(r, part)| Some((r.body, part.body.get()?.clone())));
+        let pending = Pending { loaded: Some(loaded.clone()), new_bodies: bodies.collect(), dropped: Vec::new() };
+        let mut queue = self.queue.0.lock();
+        if queue.bytes + pending.bytes() <= MAX_WAITING {
+            queue.bytes += pending.bytes();
+            queue.waiting.insert(id, pending);
+            self.queue.1.notify_one();
+        }
+    }
+
+    fn is_waiting(&self, id: KeyId) -> bool {
+        let queue = self.queue.0.lock();
+        queue.waiting.contains_key(&id) || queue.writing.contains_key(&id)
     }
 
     fn keep_in_memory(&self, id: KeyId, loaded: Arc<Loaded>) {
@@ -202,20 +317,24 @@ impl Store {
         if self.room.is_none() {
             return Some(None);
         }
+        // What waits is the latest there is; beyond it only the room knows.
         let queue = self.queue.0.lock();
         let pending = queue.waiting.get(&id).or_else(|| queue.writing.get(&id))?;
         Some(pending.loaded.clone())
     }
 
-    async fn read_disk(&self, id: KeyId, now: u64) -> Option<Arc<Loaded>> {
-        let room = self.room.clone()?;
-        // What the system has in memory is read here: less than a thread's wake-up.
-        let at_once = room.load(id, MAX_IN_MEMORY, Wait::No, Some(now));
-        let found = match at_once {
-            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
-                self.read(move || room.load(id, MAX_IN_MEMORY, Wait::Yes, Some(now))).await?
+    async fn read_room(&self, id: KeyId, now: u64) -> Option<Arc<Loaded>> {
+        let found = match self.room.clone()? {
+            Room::Redis(room) => room.load(id).await,
+            Room::Sled(room) => {
+                // What the system has in memory is read here: less than a thread's wake-up.
+                match room.load(id, MAX_IN_MEMORY, Wait::No, Some(now)) {
+                    Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                        self.read(move || room.load(id, MAX_IN_MEMORY, Wait::Yes, Some(now))).await?
+                    }
+                    found => found,
+                }
             }
-            found => found,
         };
         let loaded = match found {
             Ok(None) => return None,
@@ -257,8 +376,11 @@ impl Store {
         if let Some(body) = self.waiting_body(id, wanted) {
             return Some(body);
         }
-        let room = self.room.clone()?;
-        match self.read(move || room.body(id, wanted)).await? {
+        let found = match self.room.clone()? {
+            Room::Sled(room) => self.read(move || room.body(id, wanted)).await?,
+            Room::Redis(room) => room.body(id, wanted).await,
+        };
+        match found {
             Ok(Some(body)) => {
                 if body.len() as u64 <= MAX_IN_MEMORY {
                     let _ = loaded.parts[i].body.set(body.clone());
@@ -379,7 +501,14 @@ impl Store {
             None => self.memory.all().iter().for_each(|(id, loaded)| each(*id, &loaded.entry)),
             Some(room) => {
                 self.flush();
-                room.for_each(&mut each);
+                match room {
+                    Room::Sled(room) => room.for_each(&mut each),
+                    Room::Redis(room) => {
+                        if let Err(error) = room.for_each(&mut each) {
+                            self.failed(&error);
+                        }
+                    }
+                }
             }
         }
     }
@@ -430,7 +559,8 @@ impl Store {
 
     pub fn stats(&self) -> Stats {
         let mut stats = match &self.room {
-            Some(room) => room.stats(),
+            Some(Room::Sled(room)) => room.stats(),
+            Some(Room::Redis(room)) => room.stats(),
             None => {
                 let (entries, live_bytes) = self.memory.size();
                 Stats {
@@ -448,9 +578,21 @@ impl Store {
         stats
     }
 
+    /// What is wrong with the room; none if it works, or cannot tell without being used.
+    pub fn trouble(&self) -> Option<String> {
+        match &self.room {
+            Some(Room::Redis(room)) => room.trouble(),
+            _ => None,
+        }
+    }
+
     fn failed(&self, error: &std::io::Error) {
         self.errors.fetch_add(1, Ordering::Relaxed);
-        tracing::warn!(%error, "the store failed; going on without it");
+        match &self.room {
+            // Each of a thousand requests would say so: it is said once, where the connection is kept.
+            Some(Room::Redis(_)) => tracing::debug!(%error, "the store failed; going on without it"),
+            _ => tracing::warn!(%error, "the store failed; going on without it"),
+        }
     }
 }
 
@@ -459,7 +601,7 @@ pub fn url(entry: &Entry) -> String {
     format!("https://{}{}", entry.key.host, entry.key.target)
 }
 
-fn write_behind(room: &SledRoom, queue: &(Mutex<Queue>, Condvar)) {
+fn write_behind(room: &Room, queue: &(Mutex<Queue>, Condvar)) {
     loop {
         let (batch, touched, closed) = {
             let mut state = queue.0.lock();

@@ -134,8 +134,15 @@ impl Quotas {
         Ok(Quotas { tree, windows: Mutex::new(windows), gone: Mutex::default() })
     }
 
-    /// Notes what GitHub said with an answer. `now` in milliseconds since 1970.
-    pub fn observe(&self, credential: &Arc<str>, quota: &Quota, charged: bool, now: u64) {
+    /// What was used since the last answer to this credential, within the same hour; none if there was none.
+    pub fn used_since(&self, credential: &Arc<str>, quota: &Quota) -> Option<u64> {
+        let windows = self.windows.lock();
+        let window = &windows.get(&(credential.clone(), quota.resource.unwrap_or("core")))?.window;
+        (quota.reset?.abs_diff(window.reset) <= SAME_RESET).then(|| quota.used?.checked_sub(window.used)).flatten()
+    }
+
+    /// Notes what GitHub said with an answer, and what of it we were charged. `now` in milliseconds since 1970.
+    pub fn observe(&self, credential: &Arc<str>, quota: &Quota, charged: u64, now: u64) {
         if quota.limit.is_none() {
             return;
         }
@@ -148,7 +155,7 @@ impl Quotas {
             }
         }
         let kept = windows.entry(whose).or_insert_with(|| Kept { window: Window::default(), changed: true });
-        kept.window.observe(quota, u64::from(charged), now);
+        kept.window.observe(quota, charged, now);
         kept.changed = true;
     }
 
@@ -254,7 +261,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let db = sled::open(dir.path()).unwrap();
         let quotas = Quotas::open(&db).unwrap();
-        quotas.observe(&"credential:1".into(), &said(10, 7200), true, 1000);
+        quotas.observe(&"credential:1".into(), &said(10, 7200), 1, 1000);
         quotas.rename("credential:1", &"user:o".into());
         quotas.flush().unwrap();
         let quotas = Quotas::open(&db).unwrap();

@@ -116,6 +116,16 @@ pub fn secret(dir: &Path) -> Result<Vec<u8>, Failure> {
     }
 }
 
+/// A secret that several taps share.
+pub fn shared_secret(path: &Path) -> Result<Vec<u8>, Failure> {
+    let wrong = |what: &dyn std::fmt::Display| Failure::new(format_args!("--secret-file {}: {what}", path.display()));
+    let secret = fs::read(path).map_err(|e| wrong(&e))?;
+    match secret.len() >= 32 {
+        true => Ok(secret),
+        false => Err(wrong(&"it has less than 32 bytes; make one with: openssl rand -out FILE 32")),
+    }
+}
+
 /// The token of the admin address; made at first use. Says where it is.
 pub fn admin_token(dir: &Path) -> Result<(String, PathBuf), Failure> {
     let path = dir.join("admin-token");

@@ -7,8 +7,9 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::tap::{self, Apart, Listeners, Serving};
 use super::{Failure, logging, place, say};
 use crate::admin::Access;
-use crate::config::Serve;
+use crate::config::{Serve, variables};
 use crate::github::etag::hex;
+use crate::pool;
 use crate::tls::files::random;
 
 pub fn run(config: &Serve) -> Result<ExitCode, Failure> {
@@ -51,6 +52,17 @@ async fn serve(config: &Serve, held: &place::Held) -> Result<ExitCode, Failure> 
         clients_file: config.clients_file.clone(),
         require_proxy_auth: config.require_proxy_auth,
         admin: Access { token: admin_token.clone(), hosts: config.admin_host.clone() },
+        upstream: config.upstream.clone(),
+        public_url: config.public_url.clone(),
+        allow: config.allow_user.iter().flat_map(|a| a.0.iter().cloned()).collect(),
+        user_ttl: config.user_ttl,
+        offline_after: config.offline_after,
+        status_page: config.status_page(),
+        status_every: config.status_every,
+        clients_only: config.clients_only,
+        pool: pool::find(variables(), config.pool_file.as_deref()).map_err(Failure::new)?,
+        pool_wait: config.pool_wait,
+        pool_padding: config.pool_padding,
     };
     let running = tap::start(&config.tap, listeners, Apart::default(), serving).await?;
     held.announce(&place::Tap {

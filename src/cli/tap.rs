@@ -1,8 +1,9 @@
 //! Putting the parts of a tap together, and taking them down in order.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use time::OffsetDateTime;
 use tokio::net::TcpListener;
@@ -13,18 +14,22 @@ use super::Failure;
 use super::certs::Files;
 use super::place;
 use crate::admin::{self, Access, Admin};
+use crate::cache::redis::{self, RedisRoom};
 use crate::cache::sled::SledRoom;
 use crate::cache::store::Store;
 use crate::calls::ledger::{self, Keep, Ledger};
 use crate::clients::{Caller, Clients};
-use crate::config::{StoreKind, Switch, Tap as Config};
+use crate::config::{StoreKind, Switch, Tap as Config, Upstream};
 use crate::drain::{self, Draining};
-use crate::exchange::{Exchange, Settings, now_ms};
+use crate::exchange::{Allowed, Exchange, Outages, Parties, Settings, now_ms};
+use crate::github::API_HOST;
 use crate::github::credentials::Credentials;
+use crate::github::hosts::{UPLOADS_HOST, api_prefix, realm};
 use crate::metrics::Metrics;
-use crate::origin::dial::{Dialer, UpstreamProxy};
+use crate::origin::dial::{Dialer, Target, UpstreamProxy};
 use crate::origin::{Limits, Origin};
-use crate::proxy::{Patience, Proxy};
+use crate::pool::{self, Pool};
+use crate::proxy::{Patience, Proxy, Reverse};
 use crate::server::{self, Speaks};
 use crate::tls::authority::Authority;
 use crate::tls::{files, roots};
@@ -54,6 +59,18 @@ pub struct Serving {
     /// What our own commands name themselves with.
     pub own_secret: Option<String>,
     pub admin: Access,
+    /// The APIs that requests for our own address are for; none: github.com's.
+    pub upstream: Vec<Upstream>,
+    pub public_url: Option<String>,
+    pub allow: Vec<String>,
+    pub user_ttl: Duration,
+    pub offline_after: u32,
+    pub status_page: Option<(Target, String)>,
+    pub status_every: Duration,
+    pub clients_only: bool,
+    pub pool: pool::Found,
+    pub pool_wait: Duration,
+    pub pool_padding: Duration,
 }
 
 /// A tap that runs.
@@ -66,6 +83,7 @@ pub struct Running {
     drain: Draining,
     ended: mpsc::Receiver<()>,
     keeper: JoinHandle<()>,
+    watcher: JoinHandle<()>,
     workers: Arc<Workers>,
 }
 
@@ -83,7 +101,10 @@ pub async fn start(config: &Config, listeners: Listeners, apart: Apart, serving:
     let published = Files::publish(&config.places.certs_dir(), &ca)?;
     let authority = Authority::new(data_dir.clone(), ca, config.intercept.clone()).map_err(Failure::new)?;
     let authority = Arc::new(authority);
-    let secret = place::secret(&data_dir)?;
+    let secret = match &config.secret_file {
+        Some(path) => place::shared_secret(path)?,
+        None => place::secret(&data_dir)?,
+    };
 
     let extra = match &config.upstream_ca {
         Some(path) => {
@@ -119,17 +140,7 @@ pub async fn start(config: &Config, listeners: Listeners, apart: Apart, serving:
     let workers = Arc::new(workers);
     let origin = Arc::new(Origin::new(dialer.clone(), limits, workers.count()));
 
-    let memory_only = apart.memory_only || config.store == StoreKind::Memory;
-    let (max_bytes, memory_bytes, dir) = (config.store_max_bytes, config.store_memory_bytes, data_dir.clone());
-    let store = tokio::task::spawn_blocking(move || match memory_only {
-        true => Ok(Store::memory(max_bytes)),
-        false => SledRoom::open(&dir, max_bytes).map(|room| Store::on_disk(room, memory_bytes)),
-    });
-    let store = store.await.map_err(Failure::new)?;
-    let store = Arc::new(
-        store
-            .map_err(|e| Failure::new(format_args!("the store below {} cannot be opened: {e}", data_dir.display())))?,
-    );
+    let store = Arc::new(open_store(config, apart.memory_only, &data_dir).await?);
     let ledger_dir = apart.ledger.unwrap_or_else(|| data_dir.clone());
     let keeping = Keep { run_idle: config.run_idle, runs: config.ledger_retention };
     let ledger = Ledger::open(&ledger_dir, keeping)
@@ -145,6 +156,10 @@ pub async fn start(config: &Config, listeners: Listeners, apart: Apart, serving:
         // One object must not displace all others, nor lead over the limit.
         max_object_bytes: config.max_object_bytes.min(config.store_max_bytes / 10),
         upload_idle: config.client_timeout,
+        graphql_ttl: config.graphql_ttl,
+        pool_wait: serving.pool_wait,
+        clients_only: serving.clients_only,
+        several_realms: several_realms(&config.intercept, &serving.upstream),
         pseudonym: format!(
             "ghtap-{}",
             crate::github::etag::hex(&aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, &secret).as_ref()[..4])
@@ -166,7 +181,35 @@ pub async fn start(config: &Config, listeners: Listeners, apart: Apart, serving:
         serving.own_secret,
     );
     let clients = Arc::new(clients.map_err(Failure::new)?);
-    let exchange = Arc::new(Exchange::new(settings, origin, store, ledger, metrics.clone(), credentials));
+    if serving.clients_only && !clients.has_registry() {
+        return Err(Failure::new(
+            "--clients-only needs a registry: --clients-file FILE, YAML with version: 1 and clients",
+        ));
+    }
+    let upstream: Vec<_> = match serving.upstream.is_empty() {
+        true => vec![(true, API_HOST.to_owned(), 443, String::new())],
+        false => serving.upstream.into_iter().map(|u| (u.tls, u.host, u.port, u.base)).collect(),
+    };
+    let uploads = config.intercept.iter().any(|h| h == UPLOADS_HOST);
+    let reverse = Reverse::new(&upstream, serving.public_url, uploads).map_err(Failure::new)?;
+    let mut watched: Vec<(Target, String)> = reverse.targets().collect();
+    for host in &config.intercept {
+        let target = Target { host: host.as_str().into(), port: 443, tls: true, guarded: false };
+        let base = if api_prefix(host).is_empty() { "" } else { "/api/v3" };
+        if !watched.iter().any(|(t, _)| *t == target) {
+            watched.push((target, base.to_owned()));
+        }
+    }
+    let parties = Parties {
+        clients: clients.clone(),
+        allowed: Allowed::new(serving.allow, serving.user_ttl),
+        pool: Pool::new(serving.pool, serving.pool_padding).map_err(Failure::new)?,
+        outages: Outages::new(serving.offline_after, watched),
+    };
+    let exchange = Arc::new(Exchange::new(settings, origin, store, ledger, metrics.clone(), credentials, parties));
+    let watching = exchange.clone();
+    let (page, every) = (serving.status_page, serving.status_every);
+    let watcher = tokio::spawn(async move { watching.watch(page, every).await });
 
     let proxy = Arc::new(Proxy {
         exchange: exchange.clone(),
@@ -182,6 +225,8 @@ pub async fn start(config: &Config, listeners: Listeners, apart: Apart, serving:
             tunnel: config.tunnel_idle,
         },
         clients: clients.clone(),
+        reverse,
+        ledger: ledger_dir.join(ledger::DIRECTORY),
     });
     let (drain, draining) = drain::drain();
     let (alive, ended) = mpsc::channel(1);
@@ -222,7 +267,49 @@ pub async fn start(config: &Config, listeners: Listeners, apart: Apart, serving:
         ended,
         workers,
         keeper,
+        watcher,
     })
+}
+
+/// Opens the store that was asked for.
+async fn open_store(config: &Config, memory_only: bool, data_dir: &Path) -> Result<Store, Failure> {
+    let (max_bytes, memory_bytes) = (config.store_max_bytes, config.store_memory_bytes);
+    match &config.store {
+        StoreKind::Memory => Ok(Store::memory(max_bytes)),
+        _ if memory_only => Ok(Store::memory(max_bytes)),
+        StoreKind::Sled => {
+            let dir = data_dir.to_owned();
+            let room =
+                tokio::task::spawn_blocking(move || SledRoom::open(&dir, max_bytes)).await.map_err(Failure::new)?;
+            let failed = |e| Failure::new(format_args!("the store below {} cannot be opened: {e}", data_dir.display()));
+            Ok(Store::on_disk(room.map_err(failed)?, memory_bytes))
+        }
+        StoreKind::Redis(servers) => {
+            let ca = config.store_ca.as_ref().map(|path| {
+                std::fs::read(path).map_err(|e| Failure::new(format_args!("--store-ca {}: {e}", path.display())))
+            });
+            let reader = match &config.store_reader {
+                None => None,
+                Some(StoreKind::Redis(reader)) => Some(reader.clone()),
+                Some(_) => return Err(Failure::new("--store-reader is a redis:// or rediss:// URL")),
+            };
+            let options = redis::Options {
+                servers: servers.clone(),
+                reader,
+                ca: ca.transpose()?,
+                timeout: config.store_timeout,
+                ttl: config.store_ttl,
+            };
+            let room = RedisRoom::open(&options).map_err(|e| Failure::new(format_args!("--store: {e}")))?;
+            Ok(Store::in_redis(room, memory_bytes))
+        }
+    }
+}
+
+/// Whether more than one API is served: the same login may be somebody else at another.
+fn several_realms(intercept: &[String], upstream: &[Upstream]) -> bool {
+    let hosts = intercept.iter().chain(upstream.iter().map(|u| &u.host));
+    hosts.map(|h| realm(h)).collect::<std::collections::HashSet<_>>().len() > 1
 }
 
 impl Running {
@@ -234,6 +321,7 @@ impl Running {
             () = enough => false,
         };
         self.keeper.abort();
+        self.watcher.abort();
         let (exchange, workers) = (self.exchange, self.workers);
         let flushed = tokio::task::spawn_blocking(move || {
             // What has not finished by now is cut off, and counted so, before the books are closed.

@@ -1,11 +1,22 @@
 //! The file of clients: names and secrets, as htpasswd writes them (`name:hash`), or github-proxy's registry
-//! (YAML, `version: 1`, `clients: [{name, token}]`).
+//! (YAML, `version: 1`, `clients: [{name, token, scopes: [{method, path}]}]`).
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use aws_lc_rs::{constant_time, digest};
 use base64::Engine;
 use serde::Deserialize;
+
+use super::scopes::{GraphQl, Scope, Scopes};
+
+/// A client of a registry.
+#[derive(Debug)]
+pub struct Registered {
+    pub name: Arc<str>,
+    /// None: it may ask for anything.
+    pub scopes: Option<Scopes>,
+}
 
 /// What a client's secret is compared with.
 #[derive(Clone)]
@@ -21,6 +32,9 @@ enum Secret {
 #[derive(Clone, Default)]
 pub struct ClientsFile {
     secrets: HashMap<String, Secret>,
+    registered: HashMap<String, Arc<Registered>>,
+    /// By the digest of their token.
+    by_token: HashMap<[u8; 32], Arc<Registered>, foldhash::fast::RandomState>,
 }
 
 impl ClientsFile {
@@ -31,11 +45,28 @@ impl ClientsFile {
     pub fn parse(text: &str, env: impl IntoIterator<Item = (String, String)>) -> Result<ClientsFile, String> {
         let first = text.lines().map(str::trim).find(|l| !l.is_empty() && !l.starts_with('#') && *l != "---");
         let is_yaml = first.is_some_and(|l| l.starts_with("version:") || l.starts_with("clients:"));
-        let secrets = if is_yaml { registry(text, env)? } else { htpasswd(text)? };
-        if secrets.is_empty() {
+        let file = match is_yaml {
+            true => registry(text, env)?,
+            false => ClientsFile { secrets: htpasswd(text)?, ..ClientsFile::default() },
+        };
+        if file.secrets.is_empty() {
             return Err("it names no client; add one with: htpasswd -B FILE NAME".into());
         }
-        Ok(ClientsFile { secrets })
+        Ok(file)
+    }
+
+    /// The client whose token this is.
+    pub fn by_token(&self, token: &str) -> Option<&Arc<Registered>> {
+        if self.by_token.is_empty() { None } else { self.by_token.get(&sha256(token)) }
+    }
+
+    pub fn has_tokens(&self) -> bool {
+        !self.by_token.is_empty()
+    }
+
+    /// A client of the registry, by name.
+    pub fn registered(&self, name: &str) -> Option<&Arc<Registered>> {
+        self.registered.get(name)
     }
 
     pub fn len(&self) -> usize {
@@ -116,16 +147,68 @@ fn htpasswd(text: &str) -> Result<HashMap<String, Secret>, String> {
     Ok(secrets)
 }
 
-fn registry(text: &str, env: impl IntoIterator<Item = (String, String)>) -> Result<HashMap<String, Secret>, String> {
+/// One value or several.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Some1 {
+    One(String),
+    Many(Vec<String>),
+}
+
+impl Some1 {
+    fn all(self) -> Vec<String> {
+        match self {
+            Some1::One(one) => vec![one],
+            Some1::Many(many) => many,
+        }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RegistryScope {
+    method: Option<Some1>,
+    path: Option<String>,
+    graphql: Option<Some1>,
+}
+
+impl RegistryScope {
+    fn scope(self) -> Result<Scope, String> {
+        let mut graphql = GraphQl { queries: true, mutations: true };
+        let only_graphql = self.path.is_none() && self.graphql.is_some();
+        if let Some(said) = self.graphql {
+            let said = said.all();
+            if let Some(other) = said.iter().find(|s| !["queries", "mutations", "none"].contains(&s.as_str())) {
+                return Err(format!("graphql: {other:?} is not queries, mutations or none"));
+            }
+            let has = |what: &str| said.iter().any(|s| s == what);
+            graphql = GraphQl { queries: has("queries"), mutations: has("mutations") };
+        }
+        let path = match self.path {
+            Some(path) => path,
+            None if only_graphql => "/graphql".into(),
+            None => return Err("a scope has no path".into()),
+        };
+        let methods = match self.method {
+            Some(methods) => methods.all(),
+            None if only_graphql => vec!["POST".into()],
+            None => return Err("a scope has no method".into()),
+        };
+        Scope::new(&methods, &path, graphql)
+    }
+}
+
+fn registry(text: &str, env: impl IntoIterator<Item = (String, String)>) -> Result<ClientsFile, String> {
     #[derive(Deserialize)]
     struct Registry {
         version: u32,
-        clients: Vec<Client>,
+        clients: Vec<serde_saphyr::Spanned<Client>>,
     }
     #[derive(Deserialize)]
     struct Client {
         name: String,
         token: String,
+        scopes: Option<Vec<serde_saphyr::Spanned<RegistryScope>>>,
     }
     let env: HashMap<String, String> = env.into_iter().collect();
     let mut templates = minijinja::Environment::new();
@@ -138,20 +221,39 @@ fn registry(text: &str, env: impl IntoIterator<Item = (String, String)>) -> Resu
     let registry: Registry = serde_saphyr::from_str(&rendered).map_err(|e| {
         // Only where: the text around it may hold tokens.
         let at = e.location().map_or_else(String::new, |l| format!("line {}: ", l.line()));
-        format!("{at}`version: 1` and `clients: [{{name, token}}]` are expected")
+        format!("{at}`version: 1` and `clients: [{{name, token, scopes: [{{method, path}}]}}]` are expected")
     })?;
     if registry.version != 1 {
         return Err(format!("version {} is not known; version: 1 is", registry.version));
     }
-    let mut secrets = HashMap::new();
+    let mut file = ClientsFile::default();
     for client in registry.clients {
-        check_name(&client.name)?;
+        let line = client.referenced.line();
+        let at = |why: String| format!("line {line}: {why}");
+        let client = client.value;
+        check_name(&client.name).map_err(at)?;
         if client.token.is_empty() {
-            return Err(format!("the client {:?} has no token", client.name));
+            return Err(at(format!("the client {:?} has no token", client.name)));
         }
-        secrets.insert(client.name, Secret::Token(sha256(&client.token)));
+        let scopes = client.scopes.map(|all| {
+            let scopes = all.into_iter().map(|s| {
+                let line = s.referenced.line();
+                s.value.scope().map_err(|why| format!("line {line}: {why}"))
+            });
+            scopes.collect::<Result<Vec<_>, _>>()
+        });
+        let scopes = scopes.transpose()?.map(Scopes::new);
+        let token = sha256(&client.token);
+        let registered = Arc::new(Registered { name: client.name.as_str().into(), scopes });
+        if file.by_token.insert(token, registered.clone()).is_some() {
+            return Err(at(format!("the client {:?} has another's token", client.name)));
+        }
+        if file.registered.insert(client.name.clone(), registered).is_some() {
+            return Err(at(format!("there are two clients {:?}", client.name)));
+        }
+        file.secrets.insert(client.name, Secret::Token(token));
     }
-    Ok(secrets)
+    Ok(file)
 }
 
 /// What would not come out of a proxy URL as it was put in cannot be a name.
@@ -199,6 +301,17 @@ mod tests {
             ("version: 1\nclients:\n  - name: x\n", "expected"),
             ("version: 1\nclients:\n  - name: x\n    token: \"{{ env.NO }}\"\n", "line 4: a template"),
             ("version: 1\nclients: [{name: x, token: ''}]", "has no token"),
+            (
+                "version: 1\nclients:\n- {name: x, token: a}\n- {name: y, token: a}",
+                "line 4: the client \"y\" has another's",
+            ),
+            ("version: 1\nclients:\n- {name: x, token: a}\n- {name: x, token: b}", "two clients"),
+            (
+                "version: 1\nclients:\n- name: x\n  token: a\n  scopes:\n  - method: GET\n    path: /(\n",
+                "line 6: the path \"/(\" is not",
+            ),
+            ("version: 1\nclients:\n- {name: x, token: a, scopes: [{path: /x}]}", "no method"),
+            ("version: 1\nclients:\n- {name: x, token: a, scopes: [{graphql: all}]}", "queries, mutations"),
         ] {
             let error = parse(text).err().unwrap();
             assert!(error.contains(said) && !error.contains("yyyy"), "{text}: {error}");

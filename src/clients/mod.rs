@@ -3,8 +3,11 @@
 //! Without `--require-proxy-auth` a name is a label, and nothing is checked. With it, a name comes with the secret that
 //! the file of clients has for it, or from an address rule: git sends its name only when it is asked for it, Java
 //! not even then.
+//!
+//! A client of a registry can also be known by the token in its `Authorization`, which then never leaves the house.
 
 mod file;
+pub mod scopes;
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -21,7 +24,7 @@ use parking_lot::{Mutex, RwLock};
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 
-pub use file::{ClientsFile, Proof};
+pub use file::{ClientsFile, Proof, Registered};
 
 /// A client, and the run of it that a call belongs to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -155,6 +158,37 @@ impl Clients {
             return Ok(Caller { run: label(run).into(), ..caller });
         }
         Ok(Caller { proof, ..Caller::named(name, run) })
+    }
+
+    /// The client of the registry whose token a request carries as its `Authorization`: after `token` or `Bearer`, or as the
+    /// user or the password of `Basic`.
+    pub fn registered(&self, headers: &HeaderMap) -> Option<Arc<Registered>> {
+        let (_, file) = self.file.as_ref()?;
+        let mut values = headers.get_all(header::AUTHORIZATION).iter();
+        let (value, None) = (values.next()?.to_str().ok()?, values.next()) else { return None };
+        let (scheme, token) = value.trim().split_once(' ').unwrap_or(("", value.trim()));
+        let token = token.trim();
+        let file = file.read().clone();
+        if !scheme.eq_ignore_ascii_case("basic") {
+            // Whatever the word before it: what is a client's secret must not be taken for GitHub's.
+            return file.by_token(token).cloned();
+        }
+        let decoded = base64::engine::general_purpose::STANDARD.decode(token).ok()?;
+        let text = String::from_utf8(decoded).ok()?;
+        let (user, password) = text.split_once(':').unwrap_or((&text, ""));
+        file.by_token(password).or_else(|| file.by_token(user)).cloned()
+    }
+
+    /// Whether any client is known by a token.
+    pub fn has_registry(&self) -> bool {
+        self.file.as_ref().is_some_and(|(_, file)| file.read().has_tokens())
+    }
+
+    /// The client of the registry that a caller has shown to be, by its proxy credentials.
+    pub fn proven(&self, caller: &Caller) -> Option<Arc<Registered>> {
+        caller.proof?;
+        let (_, file) = self.file.as_ref()?;
+        file.read().registered(&caller.client).cloned()
     }
 
     /// Whether a caller is still known by what it was known by: for each request on a connection that stays open.

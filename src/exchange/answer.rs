@@ -9,6 +9,7 @@ use crate::body::Body;
 use crate::cache::policy::{Bypass, Unavailable};
 use crate::calls::Outcome;
 use crate::error::Error;
+use crate::github::limits::Refusal;
 
 pub(super) struct Answer {
     pub status: StatusCode,
@@ -18,6 +19,8 @@ pub(super) struct Answer {
     pub marks: Marks,
     /// How many elements the content has, where it is known to be an array.
     pub elements: Option<u32>,
+    /// Whether another credential might fare better: only for those of the pool.
+    pub refusal: Option<Refusal>,
 }
 
 /// What `Cache-Status` says.
@@ -43,13 +46,14 @@ pub(super) struct Shared {
     outcome: Outcome,
     marks: Marks,
     elements: Option<u32>,
+    refusal: Option<Refusal>,
 }
 
 impl Answer {
     /// GitHub's answer, passed on.
     pub fn passed(parts: Parts, body: Body, outcome: Outcome) -> Answer {
         let marks = Marks { forwarded_status: Some(parts.status), ..Marks::default() };
-        Answer { status: parts.status, headers: parts.headers, body, outcome, marks, elements: None }
+        Answer { status: parts.status, headers: parts.headers, body, outcome, marks, elements: None, refusal: None }
     }
 
     /// Our own answer.
@@ -59,7 +63,15 @@ impl Answer {
             Error::Origin(_) | Error::UnaskedNotModified => Outcome::Failed,
             _ => Outcome::Refused,
         };
-        Answer { status: parts.status, headers: parts.headers, body, outcome, marks: Marks::default(), elements: None }
+        Answer {
+            status: parts.status,
+            headers: parts.headers,
+            body,
+            outcome,
+            marks: Marks::default(),
+            elements: None,
+            refusal: None,
+        }
     }
 
     pub fn bypassed(mut self, bypass: Bypass) -> Answer {
@@ -73,7 +85,7 @@ impl Answer {
         let body = match &self.body {
             Body::Empty => Bytes::new(),
             Body::Full(bytes) => bytes.clone(),
-            Body::Upstream(_) | Body::Tee(_) => return None,
+            Body::Upstream(_) | Body::Tee(_) | Body::Rewritten(_) => return None,
         };
         Some(Shared {
             status: self.status,
@@ -82,7 +94,17 @@ impl Answer {
             outcome: self.outcome,
             marks: self.marks,
             elements: self.elements,
+            refusal: self.refusal,
         })
+    }
+
+    /// Whether GitHub has given or confirmed it just now.
+    pub fn is_from_github_or_confirmed(&self) -> bool {
+        (self.status.is_success() || self.status == StatusCode::NOT_MODIFIED)
+            && matches!(
+                self.outcome,
+                Outcome::Revalidated | Outcome::NotModified | Outcome::Miss | Outcome::Bypass | Outcome::Collapsed
+            )
     }
 
     pub fn into_response(mut self, via: &HeaderValue) -> Response<Body> {
@@ -111,7 +133,13 @@ impl Shared {
             outcome: self.outcome,
             marks: self.marks,
             elements: self.elements,
+            refusal: self.refusal,
         }
+    }
+
+    /// Bytes that it holds, about.
+    pub fn len(&self) -> usize {
+        self.body.len() + self.headers.iter().map(|(n, v)| n.as_str().len() + v.len()).sum::<usize>()
     }
 }
 
@@ -158,6 +186,15 @@ impl Marks {
             let _ = write!(text, "; detail={detail}");
         }
         HeaderValue::from_str(&text).expect("made of tokens")
+    }
+}
+
+/// github-mirror's name for an error that nothing stored stands in for.
+pub(super) fn error_name(unavailable: Unavailable) -> Option<&'static str> {
+    match unavailable {
+        Unavailable::ServerError => Some("API_ERROR_MISS"),
+        Unavailable::RateLimited => Some("RATE_LIMITED_MISS"),
+        Unavailable::TimedOut | Unavailable::Unreachable => None,
     }
 }
 

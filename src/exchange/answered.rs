@@ -5,7 +5,7 @@ use std::sync::Arc;
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header};
 use hyper::body::Body as _;
 
-use super::answer::{Answer, Marks, Shared, stand_in_name};
+use super::answer::{Answer, Marks, Shared, error_name, stand_in_name};
 use super::asked::Asked;
 use super::cached::{Chosen, missed};
 use super::reuse::not_modified_for;
@@ -19,7 +19,7 @@ use crate::calls::Outcome;
 use crate::error::Error;
 use crate::fields;
 use crate::github::credentials::Credentials;
-use crate::github::limits;
+use crate::github::limits::{self, Refusal};
 use crate::github::routes::is_at_full_commit;
 use crate::origin::{self, UpstreamBody};
 
@@ -69,8 +69,12 @@ impl Exchange {
         let message = &whole[..whole.len().min(4096)];
         let means = policy::means(status, limits::is_rate_limited(status, &parts.headers, message));
         let content = if is_get { Body::Full(whole.clone()) } else { Body::Empty };
+        let refusal = asked.pooled.as_ref().and_then(|_| Refusal::of(status, &parts.headers, message, now_ms()));
         if let Means::Unavailable(why) = means {
-            return self.unavailable(asked, id, loaded.clone(), Ok((passed(parts, content), why))).await;
+            let mut answer = passed(parts, content);
+            answer.marks.x_cache = error_name(why);
+            answer.refusal = refusal;
+            return self.unavailable(asked, id, loaded.clone(), Ok((answer, why))).await;
         }
         self.revoke_if_refused(asked, id, loaded.as_ref(), means);
         if status.is_success() && Credentials::teaches(&asked.method, asked.path()) {
@@ -93,6 +97,7 @@ impl Exchange {
         let mut answer = passed(parts, content);
         answer.marks.stored = kept.stored;
         answer.elements = kept.elements;
+        answer.refusal = refusal;
         if status == StatusCode::NOT_FOUND
             && is_get
             && !self.settings.not_found_ttl.is_zero()
@@ -145,38 +150,66 @@ impl Exchange {
             Ok(_) => true,
             Err(error) => error.is_outage(),
         };
-        let stored = async {
-            let loaded = loaded.filter(|_| may_stand_in)?;
-            let (i, own) = loaded.entry.own(asked.credential)?;
-            if asked.is_probe || !policy::may_serve_stale(own, self.settings.stale_max_age, now_ms()) {
-                return None;
-            }
-            let (etag, age) = (own.etag.clone(), now_ms().saturating_sub(own.confirmed_at) / 1000);
-            let body = self.store.body(id, &loaded, i).await?;
-            let chosen = Chosen { loaded: loaded.clone(), i, body };
-            let status = match &what {
-                Ok((answer, _)) => Some(answer.status),
-                Err(_) => None,
-            };
-            let marks = Marks {
-                hit: true,
-                forwarded: Some("stale"),
-                forwarded_status: status,
-                x_cache: Some(stand_in_name(why)),
-                ..Marks::default()
-            };
-            let mut answer = self.stored_answer(asked, &chosen, &HeaderMap::new(), Outcome::Stale, marks).await?;
-            if let Some(etag) = etag.and_then(|e| HeaderValue::from_str(&e).ok()) {
-                answer.headers.insert(header::ETAG, etag);
-            }
-            answer.headers.insert(header::AGE, age.into());
-            Some(answer)
+        let status = match &what {
+            Ok((answer, _)) => Some(answer.status),
+            Err(_) => None,
         };
-        match (stored.await, what) {
-            (Some(answer), _) => answer,
+        let marks = Marks {
+            hit: true,
+            forwarded: Some("stale"),
+            forwarded_status: status,
+            x_cache: Some(stand_in_name(why)),
+            ..Marks::default()
+        };
+        let stored = match may_stand_in {
+            true => self.stand_in(asked, id, loaded, marks).await,
+            false => None,
+        };
+        match (stored, what) {
+            (Some(answer), Ok((refused, _))) => Answer { refusal: refused.refusal, ..answer },
+            (Some(answer), Err(_)) => answer,
             (None, Ok((answer, _))) => answer,
             (None, Err(error)) => Answer::failed(error.into()),
         }
+    }
+
+    /// What this credential has had confirmed, if it is not too old.
+    async fn stand_in(&self, asked: &Asked, id: KeyId, loaded: Option<Arc<Loaded>>, marks: Marks) -> Option<Answer> {
+        let loaded = loaded?;
+        let (i, own) = loaded.entry.own(asked.credential)?;
+        if asked.is_probe || !policy::may_serve_stale(own, self.settings.stale_max_age, now_ms()) {
+            return None;
+        }
+        let (etag, age) = (own.etag.clone(), now_ms().saturating_sub(own.confirmed_at) / 1000);
+        let body = self.store.body(id, &loaded, i).await?;
+        let chosen = Chosen { loaded: loaded.clone(), i, body };
+        let mut answer = self.stored_answer(asked, &chosen, &HeaderMap::new(), Outcome::Stale, marks).await?;
+        if let Some(etag) = etag.and_then(|e| HeaderValue::from_str(&e).ok()) {
+            answer.headers.insert(header::ETAG, etag);
+        }
+        answer.headers.insert(header::AGE, age.into());
+        Some(answer)
+    }
+
+    /// GitHub is offline: nobody is asked.
+    pub(super) async fn offline(&self, asked: &Asked) -> Answer {
+        let readable =
+            policy::eligible(&asked.method, asked.path(), &asked.headers, false, &asked.precondition).is_ok();
+        let stored = match readable {
+            true => {
+                let id = asked.key().id();
+                let loaded = self.store.load(id, asked.at).await;
+                let marks =
+                    Marks { hit: true, detail: Some("offline"), x_cache: Some("OFFLINE_HIT"), ..Marks::default() };
+                self.stand_in(asked, id, loaded, marks).await
+            }
+            false => None,
+        };
+        stored.unwrap_or_else(|| {
+            let mut answer = Answer::failed(Error::Offline);
+            answer.marks.x_cache = Some("OFFLINE_MISS");
+            answer
+        })
     }
 }
 

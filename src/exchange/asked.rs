@@ -7,7 +7,9 @@ use http::header;
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, Request, Uri};
 
-use super::{Exchange, now_ms};
+use super::graphql::Read;
+use super::pooled::Pooled;
+use super::{Api, Exchange, now_ms};
 use crate::body::RequestBody;
 use crate::cache::key::{Key, KeyId};
 use crate::cache::precondition::Precondition;
@@ -17,6 +19,7 @@ use crate::github::credentials::{CredentialId, Principal, api_path};
 use crate::github::routes::Route;
 use crate::origin::dial::Target;
 
+#[derive(Clone)]
 pub(super) struct Asked {
     pub caller: Caller,
     pub target: Target,
@@ -38,6 +41,12 @@ pub(super) struct Asked {
     pub at: u64,
     /// Asked by ourselves, to confirm a listing.
     pub is_probe: bool,
+    /// Whether the path is one of the API's.
+    pub is_api: bool,
+    /// The credential of the pool that it is asked with.
+    pub pooled: Option<Pooled>,
+    /// What it is about, if it is for GraphQL.
+    pub graphql: Option<Read>,
 }
 
 /// What makes two requests in flight identical.
@@ -54,7 +63,8 @@ pub(super) struct Identity {
 
 impl Exchange {
     /// Takes a request apart.
-    pub(super) fn understand(&self, caller: &Caller, target: &Target, parts: Parts) -> Asked {
+    pub(super) fn understand(&self, caller: &Caller, api: &Api, parts: Parts) -> Asked {
+        let target = &api.target;
         let mut headers = parts.headers;
         fields::strip_hop_by_hop(&mut headers);
         fields::join_cookies(&mut headers);
@@ -83,12 +93,13 @@ impl Exchange {
         let uri = origin_form(&parts.uri);
         let credential = self.credentials.identify(&headers);
         let route = self.routes.find(&parts.method, api_path(uri.path()));
-        Asked {
+        let mut asked = Asked {
+            is_api: uri.path().starts_with(api.prefix),
             caller: caller.clone(),
             target: target.clone(),
             route,
             credential,
-            credential_name: self.credentials.name(credential),
+            credential_name: self.realm_name(&target.host, &self.credentials.name(credential)),
             principal: self.credentials.principal(credential),
             method: parts.method,
             uri,
@@ -99,11 +110,23 @@ impl Exchange {
             accepts_gzip,
             at: now_ms(),
             is_probe: false,
+            pooled: None,
+            graphql: None,
+        };
+        if api.plain {
+            asked.is_plain_only();
         }
+        asked
     }
 }
 
 impl Asked {
+    /// Content is to come without a coding: somebody has to read it on its way.
+    pub fn is_plain_only(&mut self) {
+        self.accepts_gzip = false;
+        self.accept_encoding = None;
+    }
+
     pub fn path(&self) -> &str {
         self.uri.path()
     }
@@ -114,7 +137,7 @@ impl Asked {
     }
 
     pub fn key(&self) -> Key {
-        Key::of(&self.target.host, self.target_form(), &self.headers)
+        Key::of(&self.target.site(), self.target_form(), &self.headers)
     }
 
     /// The same request for another page, asked by ourselves.
@@ -136,6 +159,9 @@ impl Asked {
             principal: self.principal.clone(),
             at: now_ms(),
             is_probe: true,
+            is_api: true,
+            pooled: self.pooled.clone(),
+            graphql: None,
         })
     }
 
@@ -183,7 +209,7 @@ fn origin_form(uri: &Uri) -> Uri {
     }
 }
 
-fn host_field(target: &Target) -> String {
+pub(super) fn host_field(target: &Target) -> String {
     let default = if target.tls { 443 } else { 80 };
     let host = &target.host;
     match (target.port == default, host.contains(':')) {

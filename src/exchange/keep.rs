@@ -30,6 +30,8 @@ pub(super) struct Keeping {
     pub at: u64,
     pub headers: HeaderMap,
     pub seen: Option<Arc<Loaded>>,
+    /// What must not be stored: the credential of the pool that it was asked with.
+    pub secret: Option<Arc<[u8]>>,
 }
 
 /// Stores responses, and does the heavy work with them elsewhere.
@@ -67,6 +69,7 @@ impl Exchange {
             at: asked.at,
             headers: headers.clone(),
             seen,
+            secret: asked.pooled.as_ref().map(|p| p.secret.token.clone()),
         }
     }
 }
@@ -111,7 +114,7 @@ impl Keeper {
     /// Stores a whole 200. Gives the number of its elements; none also if its coding is broken, and it was
     /// not stored.
     pub(super) fn keep(&self, keeping: Keeping, body: Bytes) -> Kept {
-        let Keeping { id, key, request, credential, principal, at, headers, seen } = keeping;
+        let Keeping { id, key, request, credential, principal, at, headers, seen, secret } = keeping;
         let coding = match headers.get(header::CONTENT_ENCODING) {
             Some(v) if v == "gzip" => Coding::Gzip,
             _ => Coding::Identity,
@@ -124,6 +127,13 @@ impl Keeper {
             },
         };
         let plain = plain.as_deref().unwrap_or(&body);
+        let echoes = |secret: &[u8]| {
+            let within = |text: &[u8]| memchr::memmem::find(text, secret).is_some();
+            within(plain) || headers.values().any(|v| within(v.as_bytes()))
+        };
+        if secret.is_some_and(|s| echoes(&s)) {
+            return Kept::default();
+        }
         let json =
             headers.get(header::CONTENT_TYPE).is_none_or(|v| memchr::memmem::find(v.as_bytes(), b"json").is_some());
         let elements = if json { listing::elements(plain) } else { None };

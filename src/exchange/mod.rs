@@ -1,28 +1,36 @@
 //! One API request, from an identified client to a counted response.
 //!
-//! [`Exchange::serve`] is the way of it: understand the request (`asked`), let it past the cache or through
-//! it (`cached`), confirm a listing (`pages`), take the answer in (`answered`, `keep`) or reuse what is stored
-//! (`reuse`), shape it for the client (`answer`), count (`tally`).
+//! [`Exchange::serve`] is the way of it: understand the request (`asked`), see who it is and what they may (`allow`, and the
+//! registry), ask with a credential of the pool where it is a client of ours (`pooled`, `minting`), let it past the cache or
+//! through it (`cached`, `graphql`), confirm a listing (`pages`), take the answer in (`answered`, `keep`) or reuse what is
+//! stored (`reuse`), also while GitHub is offline (`outage`), shape it for the client (`answer`), count (`tally`).
 
+mod allow;
 mod answer;
 mod answered;
 mod asked;
 mod cached;
+mod content;
+mod graphql;
 mod keep;
+mod minting;
+mod outage;
 mod pages;
+mod pooled;
 mod reuse;
 mod tally;
 mod writes;
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use http::{HeaderValue, Method, Request, Response, header};
-use hyper::body::{Body as _, Incoming};
+use hyper::body::Incoming;
 use moka::sync::Cache;
 
-use crate::body::{self, Body, ClientBody, RequestBody};
+use crate::body::{self, Body, RequestBody};
 use crate::cache::collapse::InFlight;
 use crate::cache::key::KeyId;
 use crate::cache::policy::{self, Bypass, Freshness};
@@ -30,15 +38,22 @@ use crate::cache::store::Store;
 use crate::calls::Outcome;
 use crate::calls::ledger::Ledger;
 use crate::calls::live::Live;
-use crate::clients::Caller;
+use crate::clients::{Caller, Clients, Registered};
+pub use crate::clock::now_ms;
 use crate::error::Error;
-use crate::github::credentials::Credentials;
+use crate::github::credentials::{Credentials, api_path};
+use crate::github::limits::Refusal;
 use crate::github::routes::Routes;
+use crate::github::{self, hosts};
 use crate::metrics::Metrics;
 use crate::origin::dial::Target;
 use crate::origin::{self, Origin};
+use crate::pool::Pool;
+pub use allow::Allowed;
 use answer::{Answer, Shared};
 use asked::Asked;
+use content::Content;
+pub use outage::Outages;
 use tally::Trace;
 
 /// The operator's choices.
@@ -54,6 +69,40 @@ pub struct Settings {
     pub upload_idle: Duration,
     /// What we are called in `Via`: unlike any other tap's name, so that a loop is seen.
     pub pseudonym: String,
+    /// How long an answer to a GraphQL query is kept; zero: not at all.
+    pub graphql_ttl: Duration,
+    /// How long a request waits for a credential of the pool.
+    pub pool_wait: Duration,
+    /// Whether those only are served who are in the registry.
+    pub clients_only: bool,
+    /// Whether more than one API is served: reports then tell whose a credential is.
+    pub several_realms: bool,
+}
+
+/// Who is known, and what we may do for them.
+pub struct Parties {
+    pub clients: Arc<Clients>,
+    /// None: everybody is served.
+    pub allowed: Option<Allowed>,
+    pub pool: Pool,
+    pub outages: Outages,
+}
+
+/// An API that requests are for.
+#[derive(Clone, Debug)]
+pub struct Api {
+    pub target: Target,
+    /// What its paths begin with; others of its host are passed on.
+    pub prefix: &'static str,
+    /// Whether content is to come without a coding: somebody has to read it on its way.
+    pub plain: bool,
+}
+
+impl Api {
+    /// The API at a host whose TLS is terminated.
+    pub fn intercepted(target: Target) -> Api {
+        Api { prefix: hosts::api_prefix(&target.host), target, plain: false }
+    }
 }
 
 /// What all exchanges share.
@@ -66,6 +115,14 @@ pub struct Exchange {
     /// The calls that just ended.
     pub live: Live,
     pub credentials: Credentials,
+    pub clients: Arc<Clients>,
+    pub outages: Outages,
+    pub pool: Pool,
+    allowed: Option<Allowed>,
+    pool_wait: Duration,
+    answers: graphql::Answers,
+    /// The repositories that numbers stand for, as listings named them.
+    numbers: Cache<String, String>,
     routes: Routes,
     /// What we add to `Via`.
     pub via: HeaderValue,
@@ -83,6 +140,10 @@ pub struct Exchange {
 const CONFIRMED_FOR: Duration = Duration::from_secs(5);
 /// A 404 is remembered for a year at most.
 const LONGEST: Duration = Duration::from_secs(365 * 86_400);
+/// How long it is believed that a number stands for a repository.
+const NUMBERS_FOR: Duration = Duration::from_secs(3600);
+/// What we call ourselves in requests of our own: GitHub wants a User-Agent.
+const AGENT: &str = concat!("ghtap/", env!("CARGO_PKG_VERSION"));
 /// Bodies up to this size are read whole before they are sent on; larger ones pass through.
 const SMALL: usize = 1 << 20;
 
@@ -94,6 +155,7 @@ impl Exchange {
         ledger: Arc<Ledger>,
         metrics: Arc<Metrics>,
         credentials: Credentials,
+        parties: Parties,
     ) -> Exchange {
         let via = HeaderValue::from_str(&format!("1.1 {}", settings.pseudonym)).expect("a token");
         let keeper = Arc::new(keep::Keeper::new(store.clone(), metrics.clone(), settings.max_object_bytes));
@@ -108,6 +170,13 @@ impl Exchange {
             metrics,
             live: Live::default(),
             credentials,
+            clients: parties.clients,
+            outages: parties.outages,
+            pool: parties.pool,
+            allowed: parties.allowed,
+            pool_wait: settings.pool_wait,
+            answers: graphql::Answers::new(settings.graphql_ttl),
+            numbers: Cache::builder().max_capacity(20_000).time_to_live(NUMBERS_FOR).build(),
             routes: Routes::new(),
             in_flight: Arc::default(),
             writes: writes::Writes::default(),
@@ -124,32 +193,139 @@ impl Exchange {
         self.last_upstream_ok.load(Ordering::Relaxed)
     }
 
-    /// Answers a request that is for `target`, whose host and credentials were checked.
-    pub async fn serve(&self, caller: &Caller, target: &Target, request: Request<Incoming>) -> Response<Body> {
+    /// Answers a request that is for an API, whose host and credentials were checked.
+    pub async fn serve(&self, caller: &Caller, api: &Api, request: Request<Incoming>) -> Response<Body> {
         let (parts, incoming) = request.into_parts();
         let expects = parts.headers.contains_key(header::EXPECT);
-        let asked = self.understand(caller, target, parts);
-        let trace = Trace::begin(self, &asked);
-        if self.is_loop(&asked.headers) {
-            return trace.end(Answer::failed(Error::Loop));
+        let registered = self.clients.registered(&parts.headers);
+        let mut asked = self.understand(caller, api, parts);
+        if let Some(client) = &registered {
+            asked.caller.client = client.name.clone();
+            asked.is_plain_only();
         }
-        let (body, gate) = if incoming.is_end_stream() {
-            (RequestBody::Empty, None)
-        } else {
-            let (open, gate) = tokio::sync::oneshot::channel();
-            let gate = expects.then_some(gate);
-            (
-                RequestBody::Client(Box::new(ClientBody::new(incoming, self.settings.upload_idle, gate))),
-                expects.then_some(open),
-            )
-        };
-        let eligible =
-            policy::eligible(&asked.method, asked.path(), &asked.headers, !body.is_empty(), &asked.precondition);
-        let answer = match eligible {
-            Ok(()) => self.cached(&asked, &trace).await,
-            Err(bypass) => self.forward(&asked, &trace, body, gate, bypass).await,
-        };
+        let content = Content::of(incoming, self.settings.upload_idle, expects);
+        let trace = Trace::begin(self, &asked);
+        let answer = self.for_client(asked, &trace, registered, content).await;
         trace.end(answer)
+    }
+
+    /// Answers a client, if it may ask this.
+    async fn for_client(
+        &self,
+        mut asked: Asked,
+        trace: &Trace<'_>,
+        registered: Option<Arc<Registered>>,
+        mut content: Content,
+    ) -> Answer {
+        if self.is_loop(&asked.headers) {
+            return Answer::failed(Error::Loop);
+        }
+        let is_graphql = Exchange::is_graphql(&asked.method, asked.path());
+        if is_graphql || registered.is_some() {
+            content = match content.gather().await {
+                Ok(content) => content,
+                Err(error) => return Answer::failed(broken_off(error)),
+            };
+        }
+        if is_graphql {
+            asked.graphql = Some(Exchange::read_graphql(&asked, &content));
+        }
+        if let Err(error) = self.check_client(&asked, registered.as_deref()) {
+            return Answer::failed(error);
+        }
+        match registered {
+            Some(client) => {
+                let answer = Box::pin(self.with_pool(&asked, trace, content)).await;
+                if client.scopes.is_some() {
+                    self.note_numbers(&asked, &answer);
+                }
+                answer
+            }
+            None => {
+                if let Err(answer) = self.admit(&asked, trace).await {
+                    return answer;
+                }
+                self.answer(&asked, trace, &mut content).await
+            }
+        }
+    }
+
+    /// Whether a client may ask this: its scopes, and whether it has to be one of the registry.
+    fn check_client(&self, asked: &Asked, registered: Option<&Registered>) -> Result<(), Error> {
+        let has_registry = self.clients.has_registry();
+        if has_registry && registered.is_none() && asked.headers.get_all(header::AUTHORIZATION).iter().count() > 1 {
+            // One of them may be a client's secret.
+            return Err(Error::BadRequest("the request has more than one Authorization".into()));
+        }
+        if registered.is_none() && self.settings.clients_only {
+            return Err(Error::Unauthenticated(
+                "this tap serves registered clients only: send Authorization with a client's token".into(),
+            ));
+        }
+        let proven = if registered.is_none() { self.clients.proven(&asked.caller) } else { None };
+        let Some(client) = registered.or(proven.as_deref()) else { return Ok(()) };
+        let Some(scopes) = &client.scopes else { return Ok(()) };
+        let path = self.by_name(api_path(asked.path()));
+        let kinds = asked.graphql.as_ref().map(|r| r.as_ref().map(|r| &r.kinds[..]).map_err(|why| *why));
+        scopes.check(&client.name, &asked.method, &path, kinds).map_err(|out| Error::Forbidden(out.to_string()))
+    }
+
+    /// A path that names a repository by its number, by its name, where a listing has told it: GitHub's links to further
+    /// pages have numbers.
+    fn by_name<'p>(&self, path: &'p str) -> Cow<'p, str> {
+        let named = path.strip_prefix("/repositories/").and_then(|rest| {
+            let (number, rest) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+            Some(format!("/repos/{}{rest}", self.numbers.get(number)?))
+        });
+        named.map_or(Cow::Borrowed(path), Cow::Owned)
+    }
+
+    /// Learns which number a repository has from the links of a listing.
+    fn note_numbers(&self, asked: &Asked, answer: &Answer) {
+        let Some(link) = answer.headers.get(header::LINK).and_then(|v| v.to_str().ok()) else { return };
+        let path = self.by_name(api_path(asked.path()));
+        let mut parts = path.strip_prefix("/repos/").unwrap_or_default().splitn(3, '/');
+        let (Some(owner), Some(name), Some(rest)) = (parts.next(), parts.next(), parts.next()) else { return };
+        for (_, target) in crate::cache::listing::parse_links(link) {
+            let linked = target.split('?').next().unwrap_or_default();
+            if let Some((number, below)) =
+                api_path(linked).strip_prefix("/repositories/").and_then(|l| l.split_once('/'))
+                && below == rest
+            {
+                self.numbers.insert(number.to_owned(), format!("{owner}/{name}"));
+            }
+        }
+    }
+
+    /// Answers a request with the credential that it has.
+    async fn answer(&self, asked: &Asked, trace: &Trace<'_>, content: &mut Content) -> Answer {
+        let reads = matches!(asked.method, Method::GET | Method::HEAD);
+        if reads && asked.is_api && self.outages.is_offline(&asked.target) {
+            return self.offline(asked).await;
+        }
+        if asked.graphql.is_some() {
+            return self.graphql(asked, trace, content).await;
+        }
+        let eligible = match asked.is_api {
+            true => {
+                let has_content = !content.is_empty();
+                policy::eligible(&asked.method, asked.path(), &asked.headers, has_content, &asked.precondition)
+            }
+            false => Err(Bypass::NotApi),
+        };
+        match eligible {
+            Ok(()) => self.cached(asked, trace).await,
+            Err(bypass) => self.forward(asked, trace, content, bypass).await,
+        }
+    }
+
+    /// What reports call a credential: with its host, where more than one API is served.
+    fn realm_name(&self, host: &str, name: &Arc<str>) -> Arc<str> {
+        let realm = hosts::realm(host);
+        match self.settings.several_realms && realm != github::API_HOST {
+            true => format!("{name}@{realm}").into(),
+            false => name.clone(),
+        }
     }
 
     /// Whether a request with these fields has come through this tap before.
@@ -159,14 +335,8 @@ impl Exchange {
     }
 
     /// Past the cache: as it came, streamed both ways.
-    async fn forward(
-        &self,
-        asked: &Asked,
-        trace: &Trace<'_>,
-        body: RequestBody,
-        gate: Option<tokio::sync::oneshot::Sender<()>>,
-        bypass: Bypass,
-    ) -> Answer {
+    async fn forward(&self, asked: &Asked, trace: &Trace<'_>, content: &mut Content, bypass: Bypass) -> Answer {
+        let (body, gate) = content.send();
         let mut request = asked.request(&self.via, body);
         if let Some(encoding) = &asked.accept_encoding {
             request.headers_mut().insert(header::ACCEPT_ENCODING, encoding.clone());
@@ -191,13 +361,21 @@ impl Exchange {
             Err(error) => return Answer::failed(error.into()),
         };
         let (parts, body) = response.into_parts();
-        if !(parts.status.is_success() && Credentials::teaches(&asked.method, asked.path())) {
+        let teaches = parts.status.is_success() && Credentials::teaches(&asked.method, asked.path());
+        let refuses = asked.pooled.is_some() && parts.status.is_client_error();
+        if !(teaches || refuses) {
             return Answer::passed(parts, Body::Upstream(Box::new(body)), Outcome::Bypass).bypassed(bypass);
         }
         match body::collect(body, SMALL).await {
             Ok(Ok(whole)) => {
-                self.learn(asked, &parts.headers, &whole);
-                Answer::passed(parts, Body::Full(whole), Outcome::Bypass).bypassed(bypass)
+                if teaches {
+                    self.learn(asked, &parts.headers, &whole);
+                }
+                let message = &whole[..whole.len().min(4096)];
+                let refusal = Refusal::of(parts.status, &parts.headers, message, now_ms());
+                let mut answer = Answer::passed(parts, Body::Full(whole), Outcome::Bypass).bypassed(bypass);
+                answer.refusal = refusal;
+                answer
             }
             Ok(Err((first, rest))) => {
                 let tee = body::Tee::new(first, rest, 0, |_| {});
@@ -227,9 +405,16 @@ impl Exchange {
         match &result {
             Ok(response) => {
                 sending.answered(response);
+                self.outages.answered(&asked.target, response.status());
+                if let Some(pooled) = &asked.pooled {
+                    pooled.account.observe(&crate::github::limits::Quota::read(response.headers()), now_ms());
+                }
                 self.last_upstream_ok.store(now_ms(), Ordering::Relaxed);
             }
-            Err(error) => sending.failed(error),
+            Err(error) => {
+                sending.failed(error);
+                self.outages.failed(&asked.target, error);
+            }
         }
         result.map(|mut response| {
             crate::fields::strip_hop_by_hop(response.headers_mut());
@@ -246,7 +431,8 @@ struct Noted<'a> {
 
 impl<'a> Noted<'a> {
     fn of(exchange: &'a Exchange, asked: &'a Asked) -> Noted<'a> {
-        let reads = matches!(asked.method, Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE);
+        let reads = matches!(asked.method, Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE)
+            || matches!(&asked.graphql, Some(Ok(request)) if request.is_query());
         Noted { exchange, path: (!reads).then(|| asked.path()) }
     }
 }
@@ -268,9 +454,4 @@ fn broken_off(error: body::Error) -> Error {
             Err(_) => Error::Origin(origin::Error::Busy),
         },
     }
-}
-
-/// Milliseconds since 1970.
-pub fn now_ms() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX))
 }

@@ -83,6 +83,7 @@ impl Exchange {
                 outcome,
                 marks,
                 elements: representation.elements,
+                refusal: None,
             };
             return Some(not_modified_for(answer));
         }
@@ -100,7 +101,15 @@ impl Exchange {
         } else {
             Body::Full(body)
         };
-        Some(Answer { status: StatusCode::OK, headers, body, outcome, marks, elements: representation.elements })
+        Some(Answer {
+            status: StatusCode::OK,
+            headers,
+            body,
+            outcome,
+            marks,
+            elements: representation.elements,
+            refusal: None,
+        })
     }
 }
 
@@ -126,5 +135,13 @@ pub(super) fn empty_list(asked: &Asked, mut headers: HeaderMap) -> Answer {
         Body::Full(Bytes::from_static(b"[]"))
     };
     let marks = Marks { forwarded: Some("uri-miss"), ..Marks::REVALIDATED };
-    Answer { status: StatusCode::OK, headers, body, outcome: Outcome::Revalidated, marks, elements: Some(0) }
+    Answer {
+        status: StatusCode::OK,
+        headers,
+        body,
+        outcome: Outcome::Revalidated,
+        marks,
+        elements: Some(0),
+        refusal: None,
+    }
 }

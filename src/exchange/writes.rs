@@ -51,6 +51,11 @@ impl Writes {
         self.generation.load(Ordering::Acquire)
     }
 
+    /// When anything was last written through us, in milliseconds since 1970.
+    pub fn latest(&self) -> u64 {
+        self.last.load(Ordering::Acquire)
+    }
+
     /// When what is at a path may last have been changed through us, in milliseconds since 1970.
     pub fn last(&self, path: &str) -> u64 {
         let anywhere = self.anywhere.load(Ordering::Acquire);

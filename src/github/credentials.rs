@@ -268,13 +268,15 @@ fn installations(body: &[u8]) -> Vec<Learned> {
     described.collect()
 }
 
-/// The path of an API operation, without GHES's prefix.
+/// The path of an API operation, without what a GitHub Enterprise Server puts before it.
 pub fn api_path(path: &str) -> &str {
-    match path.strip_prefix("/api/v3") {
-        Some(rest) if rest.starts_with('/') => rest,
-        _ if path == "/api/graphql" => "/graphql",
-        _ => path,
+    for prefix in ["/api/v3", "/api/uploads"] {
+        match path.strip_prefix(prefix) {
+            Some(rest) if rest.starts_with('/') => return rest,
+            _ => {}
+        }
     }
+    if path == "/api/graphql" { "/graphql" } else { path }
 }
 
 #[cfg(test)]

@@ -73,6 +73,48 @@ pub fn is_rate_limited(status: StatusCode, headers: &HeaderMap, message: &[u8]) 
     }
 }
 
+/// GitHub did not do what was asked, and another credential might fare better.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// A rate limit; `Retry-After` as milliseconds since 1970, where it says so.
+    Limited { until: Option<u64> },
+    /// The credential is not taken.
+    Unauthorized,
+    /// Not there, or not for this credential.
+    Unseen,
+}
+
+impl Refusal {
+    /// Reads an answer; `message` is the start of its content. `now` in milliseconds since 1970.
+    pub fn of(status: StatusCode, headers: &HeaderMap, message: &[u8], now: u64) -> Option<Refusal> {
+        if is_rate_limited(status, headers, message) {
+            let after = headers.get(header::RETRY_AFTER).and_then(|v| v.to_str().ok()?.trim().parse::<u64>().ok());
+            return Some(Refusal::Limited { until: after.map(|s| now.saturating_add(s.saturating_mul(1000))) });
+        }
+        match status {
+            StatusCode::UNAUTHORIZED => Some(Refusal::Unauthorized),
+            StatusCode::NOT_FOUND | StatusCode::FORBIDDEN => Some(Refusal::Unseen),
+            _ => None,
+        }
+    }
+
+    /// The same for GraphQL, which says so in a 200.
+    pub fn in_graphql(status: StatusCode, answer: &[u8]) -> Option<Refusal> {
+        #[derive(serde::Deserialize)]
+        struct Answer {
+            errors: Vec<Error>,
+        }
+        #[derive(serde::Deserialize)]
+        struct Error {
+            #[serde(rename = "type")]
+            kind: Option<String>,
+        }
+        let answer: Answer = (status == StatusCode::OK).then(|| serde_json::from_slice(answer).ok()).flatten()?;
+        let limited = answer.errors.iter().any(|e| matches!(e.kind.as_deref(), Some("RATE_LIMITED" | "RATE_LIMIT")));
+        limited.then_some(Refusal::Limited { until: None })
+    }
+}
+
 fn contains_ignore_case(text: &[u8], words: &str) -> bool {
     text.windows(words.len()).any(|w| w.eq_ignore_ascii_case(words.as_bytes()))
 }

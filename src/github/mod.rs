@@ -5,6 +5,8 @@
 
 pub mod credentials;
 pub mod etag;
+pub mod graphql;
+pub mod hosts;
 pub mod limits;
 pub mod routes;
 

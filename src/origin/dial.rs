@@ -1,5 +1,6 @@
 //! Making connections: names, addresses, the corporate proxy, TLS.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -30,6 +31,14 @@ pub struct Target {
 }
 
 impl Target {
+    /// What responses from here are stored under: the host, and the port unless it is that of `https`.
+    pub fn site(&self) -> Cow<'_, str> {
+        match self.tls && self.port == 443 {
+            true => Cow::Borrowed(&self.host),
+            false => Cow::Owned(self.authority()),
+        }
+    }
+
     /// `host:port`, with brackets where they are needed.
     pub fn authority(&self) -> String {
         authority(&self.host, self.port)

@@ -78,6 +78,13 @@ impl Error {
     }
 }
 
+impl Error {
+    /// Whether nobody was there to talk to.
+    pub fn is_unreachable(&self) -> bool {
+        matches!(self, Error::Resolve(_) | Error::Connect(..) | Error::ConnectTimeout(_) | Error::UpstreamProxy(_))
+    }
+}
+
 /// How the client behaves.
 #[derive(Clone, Debug)]
 pub struct Limits {
@@ -94,7 +101,7 @@ pub struct Limits {
 /// The outbound client.
 pub struct Origin {
     dialer: Arc<Dialer>,
-    /// One for each worker: a connection stays on the thread whose reactor knows it.
+    /// One for each worker, and one for elsewhere: a connection stays on the thread whose reactor knows it.
     pools: Vec<Pools>,
     limits: Limits,
     permits: Semaphore,
@@ -102,7 +109,7 @@ pub struct Origin {
 
 impl Origin {
     pub fn new(dialer: Arc<Dialer>, limits: Limits, workers: usize) -> Origin {
-        let pools = (0..workers.max(1)).map(|_| Pools::new(limits.idle_connections)).collect();
+        let pools = (0..=workers).map(|_| Pools::new(limits.idle_connections)).collect();
         Origin { dialer, pools, permits: Semaphore::new(limits.concurrent), limits }
     }
 
@@ -148,7 +155,7 @@ impl Origin {
     ) -> Result<(Response<Incoming>, Link), (Error, Option<Request<RequestBody>>)> {
         let progress = match request.body() {
             RequestBody::Client(body) => Some(body.progress()),
-            RequestBody::Empty => None,
+            RequestBody::Empty | RequestBody::Whole(_) => None,
         };
         let mut seen = 0;
         let mut sent = std::pin::pin!(link.sender.try_send_request(request));

@@ -9,6 +9,7 @@ use super::{Proxy, check_host_field};
 use crate::body::{Body, ClientBody, RequestBody};
 use crate::clients::Caller;
 use crate::error::Error;
+use crate::exchange::Api;
 use crate::fields;
 use crate::origin::dial::Target;
 
@@ -32,7 +33,7 @@ impl Proxy {
             && let Some(host) = self.hosts.iter().find(|h| ***h == *host)
         {
             let target = Target { host: host.clone(), port, tls, guarded: false };
-            return Ok(self.exchange.serve(&caller, &target, request).await);
+            return Ok(self.exchange.serve(&caller, &Api::intercepted(target), request).await);
         }
         if tls {
             return Err(Error::BadRequest(format!("https://{host} is reached with CONNECT {host}:{port}")));

@@ -20,6 +20,7 @@ use crate::body::Body;
 use crate::clients::{Caller, Unknown};
 use crate::drain::Drain;
 use crate::error::Error;
+use crate::exchange::Api;
 use crate::origin::dial::Target;
 use crate::patient::Patient;
 use crate::tls::hello::{self, Hello};
@@ -27,7 +28,7 @@ use crate::tls::hello::{self, Hello};
 /// One intercepted connection.
 struct Intercepted {
     proxy: Arc<Proxy>,
-    target: Target,
+    api: Api,
     caller: Caller,
     /// The server name, where it is not the host that the client connected to.
     foreign_name: Option<String>,
@@ -127,7 +128,7 @@ impl Proxy {
         let proxy = self.clone();
         let connection = Arc::new(Intercepted {
             proxy: self,
-            target,
+            api: Api::intercepted(target),
             caller,
             foreign_name,
             any_port,
@@ -226,7 +227,7 @@ impl Intercepted {
         let known = self.proxy.clients.still_knows(&self.caller);
         let checked = if known { self.check(&request) } else { Err(Unknown::Wrong.into()) };
         match checked {
-            Ok(()) => self.proxy.exchange.serve(&self.caller, &self.target, request).await,
+            Ok(()) => self.proxy.exchange.serve(&self.caller, &self.api, request).await,
             Err(error) => {
                 self.proxy.refuse("request");
                 tracing::info!(client = &*self.caller.client, %error, "refused");
@@ -242,7 +243,7 @@ impl Intercepted {
     fn check(&self, request: &Request<Incoming>) -> Result<(), Error> {
         check_host_field(request)?;
         if let Some(name) = &self.foreign_name {
-            return Err(Error::Misdirected(format!("the server name {name:?} is not {}", self.target.host)));
+            return Err(Error::Misdirected(format!("the server name {name:?} is not {}", self.api.target.host)));
         }
         let host = match request.uri().authority() {
             Some(authority) => authority.as_str(),
@@ -254,12 +255,12 @@ impl Intercepted {
         };
         let (name, port) = match host.rsplit_once(':') {
             Some((name, port)) => (name, port.parse::<u16>().ok()),
-            None => (host, Some(self.target.port)),
+            None => (host, Some(self.api.target.port)),
         };
-        let right_port = self.any_port && port.is_some() || port == Some(self.target.port);
-        if name.strip_suffix('.').unwrap_or(name).eq_ignore_ascii_case(&self.target.host) && right_port {
+        let right_port = self.any_port && port.is_some() || port == Some(self.api.target.port);
+        if name.strip_suffix('.').unwrap_or(name).eq_ignore_ascii_case(&self.api.target.host) && right_port {
             return Ok(());
         }
-        Err(Error::Misdirected(format!("the Host {host:?} is not {}", self.target.authority())))
+        Err(Error::Misdirected(format!("the Host {host:?} is not {}", self.api.target.authority())))
     }
 }

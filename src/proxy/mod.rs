@@ -2,9 +2,11 @@
 
 mod forward;
 mod intercept;
+mod reverse;
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -29,6 +31,7 @@ use crate::origin::dial::{Dialer, Target};
 use crate::patient::Patient;
 use crate::tls::authority::Authority;
 use crate::tunnel::{self, Passed};
+pub use reverse::Reverse;
 
 /// How long clients may take.
 #[derive(Clone, Debug)]
@@ -54,6 +57,10 @@ pub struct Proxy {
     pub tunnel_ports: Vec<u16>,
     pub patience: Patience,
     pub clients: Arc<Clients>,
+    /// Where requests for our own address go.
+    pub reverse: Reverse,
+    /// Where the ledger is: what it occupies is a metric.
+    pub ledger: PathBuf,
 }
 
 /// Request heads larger than this are refused with 431.
@@ -141,13 +148,15 @@ impl Proxy {
                 Err(error) => Err(error),
             }
         } else {
-            Err(Error::BadRequest(
-                "this is a proxy: set HTTPS_PROXY to its address and ask for https://api.github.com, or run: eval \"$(ghtap env)\"".into(),
-            ))
+            self.reverse(request, peer).await
         };
         answer.unwrap_or_else(|error| {
             tracing::info!(%peer, %error, "refused");
-            self.refuse(if matches!(error, Error::UnknownClient(_)) { "client" } else { "request" });
+            self.refuse(if matches!(error, Error::UnknownClient(_) | Error::Unauthenticated(_)) {
+                "client"
+            } else {
+                "request"
+            });
             error.response()
         })
     }

@@ -1,17 +1,30 @@
-//! The configuration: flags, `GHTAP_…` variables, a TOML file, in this order. Nothing else reads the
-//! environment of ours.
+//! The configuration: flags, `GHTAP_…` variables, a TOML file, the variables of github-mirror and github-proxy, in this
+//! order. Nothing else reads the environment of ours. `read` does it, `values` knows what values look like.
+
+mod mirrors;
+mod read;
+mod values;
 
 use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use ipnet::IpNet;
 
 use crate::cache::policy::Freshness;
+use crate::cache::redis::Servers;
 use crate::calls::render::Format;
 use crate::calls::report::{self, By};
+use crate::origin::dial::Target;
+
+pub use mirrors::{UNDERSTOOD as MIRRORS_VARIABLES, variables};
+pub use read::parse;
+use values::{
+    allowed, client_rule, credential_name, duration, freshness, host, moment, network, percent, public_url, resolve,
+    size, store, token, upstream,
+};
 
 /// A forward proxy that spends a fraction of GitHub's rate limit, and counts every call.
 #[derive(Debug, Parser)]
@@ -100,9 +113,26 @@ pub struct Tap {
     /// Requests to GitHub under way at once; more wait.
     #[arg(long, value_name = "N", env = "GHTAP_UPSTREAM_CONCURRENCY", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..))]
     pub upstream_concurrency: u32,
-    /// Where responses are stored: sled: (below the data directory) or memory:
-    #[arg(long, value_name = "URL", env = "GHTAP_STORE", default_value = "sled:", value_parser = store)]
+    /// Where responses are stored: sled: (below the data directory), memory:, or redis://[[user]:password@]host[:port][/db]
+    /// (rediss:// for TLS, valkey:// too), redis-cluster://host[:port],…, redis-sentinel://host[:port],…/master[/db].
+    #[arg(long, value_name = "URL", env = "GHTAP_STORE", default_value = "sled:", hide_env_values = true, value_parser = store)]
     pub store: StoreKind,
+    /// A replica to read from, where --store is redis:// or rediss://.
+    #[arg(long, value_name = "URL", env = "GHTAP_STORE_READER", hide_env_values = true, value_parser = store)]
+    pub store_reader: Option<StoreKind>,
+    /// Roots to trust Redis by, instead of the system's: a PEM file.
+    #[arg(long, value_name = "FILE", env = "GHTAP_STORE_CA")]
+    pub store_ca: Option<PathBuf>,
+    /// How long Redis may take over an answer; longer is a miss.
+    #[arg(long, value_name = "DURATION", env = "GHTAP_STORE_TIMEOUT", default_value = "50ms", value_parser = duration)]
+    pub store_timeout: Duration,
+    /// How long Redis keeps what nobody asks for.
+    #[arg(long, value_name = "DURATION", env = "GHTAP_STORE_TTL", default_value = "7d", value_parser = duration)]
+    pub store_ttl: Duration,
+    /// The secret that credentials are digested with: a file that taps with one Redis can share, so that each also knows
+    /// what the other's clients had confirmed. 32 bytes or more. [default: made at first start, in the data directory]
+    #[arg(long, value_name = "FILE", env = "GHTAP_SECRET_FILE")]
+    pub secret_file: Option<PathBuf>,
     /// What the store may occupy on disk (or in memory, with memory:).
     #[arg(long, value_name = "SIZE", env = "GHTAP_STORE_MAX_BYTES", default_value = "1GiB", value_parser = size)]
     pub store_max_bytes: u64,
@@ -119,6 +149,9 @@ pub struct Tap {
     /// How long to remember a 404 for content at a full commit id. 0s: not at all.
     #[arg(long, value_name = "DURATION", env = "GHTAP_NOT_FOUND_TTL", default_value = "0s", value_parser = duration)]
     pub not_found_ttl: Duration,
+    /// How long to answer a GraphQL query (never a mutation) to the same credential from memory. 0s: not at all.
+    #[arg(long, value_name = "DURATION", env = "GHTAP_GRAPHQL_TTL", default_value = "0s", value_parser = duration)]
+    pub graphql_ttl: Duration,
     /// How old a stored response may be that stands in when GitHub cannot answer.
     #[arg(long, value_name = "DURATION", env = "GHTAP_STALE_MAX_AGE", default_value = "24h", value_parser = duration)]
     pub stale_max_age: Duration,
@@ -184,6 +217,42 @@ pub struct Serve {
     /// Serve known clients only: those of --clients-file, with their secrets, and the networks of --client. Others get 407.
     #[arg(long, env = "GHTAP_REQUIRE_PROXY_AUTH", value_parser = clap::builder::FalseyValueParser::new(), action = clap::ArgAction::SetTrue)]
     pub require_proxy_auth: bool,
+    /// Serve those only whose Authorization is the token of a client in the registry. Others get 401.
+    #[arg(long, env = "GHTAP_CLIENTS_ONLY", value_parser = clap::builder::FalseyValueParser::new(), action = clap::ArgAction::SetTrue)]
+    pub clients_only: bool,
+    /// The API that requests for the tap's own address are for: its URL, with /api/v3 for a GitHub Enterprise Server.
+    /// Repeatable: once for /…, once for /api/v3/….
+    #[arg(long, value_name = "URL", env = "GHTAP_UPSTREAM", value_delimiter = ',', default_value = "https://api.github.com", value_parser = upstream)]
+    pub upstream: Vec<Upstream>,
+    /// How clients reach the tap's own address: what the API's URL becomes in answers. [default: http:// and the
+    /// request's Host]
+    #[arg(long, value_name = "URL", env = "GHTAP_PUBLIC_URL", value_parser = public_url)]
+    pub public_url: Option<String>,
+    /// Serve only these logins, installation:ID and app:SLUG; others get 403, and 401 without a credential. Repeatable.
+    #[arg(long, value_name = "LOGIN", env = "GHTAP_ALLOW_USER", value_parser = allowed)]
+    pub allow_user: Vec<Allowed>,
+    /// How long it is remembered whose a credential is, for --allow-user.
+    #[arg(long, value_name = "DURATION", env = "GHTAP_USER_TTL", default_value = "1h", value_parser = duration)]
+    pub user_ttl: Duration,
+    /// So many failures in a row (to connect, to answer in time, or 5xx) mean that GitHub is offline. 0: never.
+    #[arg(long, value_name = "N", env = "GHTAP_OFFLINE_AFTER", default_value_t = 5)]
+    pub offline_after: u32,
+    /// GitHub's status page, as JSON: its `API Requests` at `major_outage` means offline, too; for instance
+    /// https://www.githubstatus.com/api/v2/components.json
+    #[arg(long, value_name = "URL", env = "GHTAP_STATUS_URL", value_parser = public_url)]
+    pub status_url: Option<String>,
+    /// How often the status page is asked.
+    #[arg(long, value_name = "DURATION", env = "GHTAP_STATUS_EVERY", default_value = "30s", value_parser = duration)]
+    pub status_every: Duration,
+    /// GitHub credentials for the clients of the registry, besides those in GITHUB_PAT_… and GITHUB_APP_…: a TOML file.
+    #[arg(long, value_name = "FILE", env = "GHTAP_POOL_FILE")]
+    pub pool_file: Option<PathBuf>,
+    /// How long a request waits when all credentials of the pool rest. 0s: it gets 429 with Retry-After.
+    #[arg(long, value_name = "DURATION", env = "GHTAP_POOL_WAIT", default_value = "0s", value_parser = duration)]
+    pub pool_wait: Duration,
+    /// How long a credential rests past its reset: GitHub's clock and ours may differ.
+    #[arg(long, value_name = "DURATION", env = "GHTAP_POOL_PADDING", default_value = "1s", value_parser = duration)]
+    pub pool_padding: Duration,
     /// What who asks the admin address must know, when it listens on more than loopback. [default: one is made at first
     /// start, in admin-token in the data directory]
     #[arg(long, value_name = "TOKEN", env = "GHTAP_ADMIN_TOKEN", hide_env_values = true, value_parser = token)]
@@ -200,6 +269,15 @@ pub struct Serve {
     /// What to log: error, warn, info (a line for each API request), debug; or tracing directives.
     #[arg(long, value_name = "LEVEL", env = "GHTAP_LOG", default_value = "info")]
     pub log: String,
+}
+
+impl Serve {
+    /// Where the status page is, and its path.
+    pub fn status_page(&self) -> Option<(Target, String)> {
+        let (tls, host, port, path) = values::http_url(self.status_url.as_deref()?)?;
+        let target = Target { host: host.into(), port, tls, guarded: false };
+        Some((target, if path.is_empty() { "/".into() } else { path.to_owned() }))
+    }
 }
 
 #[derive(Clone, Debug, Args)]
@@ -382,11 +460,27 @@ pub enum Export {
     Bundle,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Where responses are stored.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StoreKind {
     Sled,
     Memory,
+    Redis(Servers),
 }
+
+/// One `--upstream`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Upstream {
+    pub tls: bool,
+    pub host: String,
+    pub port: u16,
+    /// Empty, or `/api/v3`: without a slash at the end.
+    pub base: String,
+}
+
+/// What one `--allow-user` lists.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Allowed(pub Vec<String>);
 
 /// One `--resolve`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -396,182 +490,10 @@ pub struct Resolve {
     pub address: SocketAddr,
 }
 
-/// Reads the command line, the environment, and the file that `--config` names.
-///
-/// # Errors
-/// What clap says of the command line, or one line about the file.
-pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Error> {
-    let mut args: Vec<OsString> = args.into_iter().collect();
-    let mut command = without_empty_variables(Cli::command());
-    let matches = command.try_get_matches_from_mut(&args)?;
-    let Some((name, given)) = matches.subcommand() else { return Cli::from_arg_matches(&matches) };
-    let file = given.try_get_one::<PathBuf>("config").ok().flatten().cloned();
-    let Some(file) = file else { return Cli::from_arg_matches(&matches) };
-    let wrong =
-        |what: String| clap::Error::raw(clap::error::ErrorKind::InvalidValue, format!("{}: {what}\n", file.display()));
-    let text = std::fs::read_to_string(&file).map_err(|e| wrong(e.to_string()))?;
-    let table: toml::Table = text.parse().map_err(|e: toml::de::Error| wrong(e.to_string()))?;
-    // The innermost: `ca rotate` has options of its own.
-    let (mut known, mut given) = (command.find_subcommand(name).expect("it was just parsed"), given);
-    let mut last = name;
-    while let Some((inner, matches)) = given.subcommand() {
-        (known, given, last) = (known.find_subcommand(inner).expect("it was just parsed"), matches, inner);
-    }
-    let mut more = Vec::new();
-    for (key, value) in &table {
-        let Some(argument) = known.get_arguments().find(|a| a.get_long() == Some(key) && key != "config") else {
-            // One file may serve all subcommands; but a key that none of them has is a mistake.
-            let elsewhere = command.get_subcommands().any(|s| has_option(s, key));
-            if elsewhere && key != "config" {
-                continue;
-            }
-            return Err(wrong(format!("there is no option {key:?}")));
-        };
-        let source = given.value_source(argument.get_id().as_str());
-        if !matches!(source, None | Some(clap::parser::ValueSource::DefaultValue)) {
-            continue;
-        }
-        let values = match value {
-            toml::Value::Array(all) => all.iter().collect(),
-            one => vec![one],
-        };
-        for value in values {
-            match value {
-                toml::Value::Boolean(true) if !argument.get_action().takes_values() => {
-                    more.push(format!("--{key}").into())
-                }
-                toml::Value::Boolean(false) if !argument.get_action().takes_values() => {}
-                toml::Value::String(text) => more.push(OsString::from(format!("--{key}={text}"))),
-                toml::Value::Integer(number) => more.push(format!("--{key}={number}").into()),
-                other => return Err(wrong(format!("{key}: a {} is not expected here", other.type_str()))),
-            }
-        }
-    }
-    let at = args.iter().position(|a| a == last).map_or(args.len(), |i| i + 1);
-    args.splice(at..at, more);
-    Cli::from_arg_matches(&without_empty_variables(Cli::command()).try_get_matches_from(args)?)
-}
-
-fn has_option(command: &clap::Command, key: &str) -> bool {
-    command.get_arguments().any(|a| a.get_long() == Some(key)) || command.get_subcommands().any(|s| has_option(s, key))
-}
-
-/// A variable that is set to nothing is not set: compose files have many such.
-fn without_empty_variables(command: clap::Command) -> clap::Command {
-    let empty = |argument: &clap::Arg| {
-        argument.get_env().is_some_and(|name| std::env::var_os(name).is_some_and(|v| v.is_empty()))
-    };
-    let command = command.mut_args(|a| if empty(&a) { a.env(clap::builder::Resettable::Reset) } else { a });
-    command.mut_subcommands(without_empty_variables)
-}
-
-fn host(text: &str) -> Result<String, String> {
-    let host = text.trim_end_matches('.').to_ascii_lowercase();
-    let label = |l: &str| {
-        !l.is_empty() && l.len() <= 63 && l.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
-    };
-    if host.parse::<std::net::IpAddr>().is_ok() || !host.split('.').all(label) {
-        return Err("a host name is expected, without scheme or port".into());
-    }
-    Ok(host)
-}
-
-fn resolve(text: &str) -> Result<Resolve, String> {
-    let wrong = || {
-        "HOST:PORT:ADDR is expected, for instance api.github.com:443:127.0.0.1 or api.github.com:443:127.0.0.1:8443"
-            .to_owned()
-    };
-    let mut parts = text.splitn(3, ':');
-    let (Some(host), Some(port), Some(address)) = (parts.next(), parts.next(), parts.next()) else {
-        return Err(wrong());
-    };
-    let port: u16 = port.parse().map_err(|_| wrong())?;
-    let bare = address.trim_start_matches('[').trim_end_matches(']');
-    let address = match (address.parse::<SocketAddr>(), bare.parse()) {
-        (Ok(address), _) => address,
-        (_, Ok(ip)) => SocketAddr::new(ip, port),
-        _ => return Err(wrong()),
-    };
-    Ok(Resolve { host: host.to_ascii_lowercase(), port, address })
-}
-
-fn duration(text: &str) -> Result<Duration, String> {
-    humantime::parse_duration(text).map_err(|_| "a duration is expected, for instance 30s, 10m or 24h".into())
-}
-
-fn size(text: &str) -> Result<u64, String> {
-    let size: bytesize::ByteSize =
-        text.parse().map_err(|_| "a size is expected, for instance 512MiB or 1GiB".to_owned())?;
-    if size.0 < 1 << 20 {
-        return Err("at least 1MiB is needed".into());
-    }
-    Ok(size.0)
-}
-
-fn store(text: &str) -> Result<StoreKind, String> {
-    match text.trim_end_matches(':') {
-        "sled" => Ok(StoreKind::Sled),
-        "memory" => Ok(StoreKind::Memory),
-        _ if text.starts_with("redis") => Err("this version has no Redis store yet; use sled: or memory:".into()),
-        _ => Err("sled: or memory: is expected".into()),
-    }
-}
-
-fn freshness(text: &str) -> Result<Freshness, String> {
-    match text {
-        "revalidate" => Ok(Freshness::Revalidate),
-        "origin" => Ok(Freshness::Origin),
-        other => match duration(other) {
-            Ok(duration) if duration.is_zero() => Ok(Freshness::Revalidate),
-            Ok(duration) => Ok(Freshness::For(duration)),
-            Err(_) => Err("revalidate, origin or a duration is expected".into()),
-        },
-    }
-}
-
-fn moment(text: &str) -> Result<String, String> {
-    report::moment(text, u64::MAX / 2).map(|_| text.to_owned())
-}
-
-fn percent(text: &str) -> Result<f64, String> {
-    let number = text.trim_end_matches('%').trim().parse::<f64>().ok();
-    number.filter(|n| n.is_finite() && *n >= 0.0).ok_or_else(|| "a percentage is expected, for instance 10%".into())
-}
-
-fn token(text: &str) -> Result<String, String> {
-    match text.len() >= 8 && text.bytes().all(|b| b.is_ascii_graphic()) {
-        true => Ok(text.to_owned()),
-        false => Err("a token is eight or more letters, digits and signs, without blanks".into()),
-    }
-}
-
-fn client_rule(text: &str) -> Result<(IpNet, String), String> {
-    let (net, name) = text.split_once('=').ok_or("NETWORK=NAME is expected, for instance 10.2.0.0/16=ci")?;
-    if name.is_empty() {
-        return Err("the network has no name: NETWORK=NAME is expected".into());
-    }
-    Ok((network(net)?, name.to_owned()))
-}
-
-fn credential_name(text: &str) -> Result<(String, String), String> {
-    let wrong = || "DIGITS=NAME is expected, for instance 1a2b3c4d=release-bot, where reports show credential:1a2b3c4d";
-    let (digits, name) = text.split_once('=').ok_or_else(wrong)?;
-    let digits = digits.strip_prefix("credential:").unwrap_or(digits).to_ascii_lowercase();
-    let safe = !name.is_empty() && name.len() <= 64 && name.bytes().all(|b| b.is_ascii_graphic());
-    match digits.len() == 8 && digits.bytes().all(|b| b.is_ascii_hexdigit()) && safe {
-        true => Ok((digits, name.to_owned())),
-        false => Err(wrong().into()),
-    }
-}
-
-fn network(text: &str) -> Result<IpNet, String> {
-    let net = text.parse::<IpNet>().or_else(|_| text.parse::<std::net::IpAddr>().map(IpNet::from));
-    net.map_err(|_| "a network is expected, for instance 10.0.0.0/8".into())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use clap::CommandFactory;
 
     fn serve(args: &[&str]) -> Result<Box<Serve>, String> {
         let args = ["ghtap", "serve"].iter().chain(args).map(OsString::from);
@@ -625,7 +547,13 @@ mod tests {
         for (args, said) in [
             (["--resolve", "x:1"], "HOST:PORT:ADDR"),
             (["--freshness", "soon"], "revalidate, origin or a duration"),
-            (["--store", "redis://x"], "no Redis store yet"),
+            (["--store", "redis://"], "the URL has no host"),
+            (["--store", "disk:"], "redis://"),
+            (["--store", "redis://:secret@h:x"], "port"),
+            (["--upstream", "ghe.example"], "https://"),
+            (["--upstream", "https://ghe.example/api/v4"], "/api/v3"),
+            (["--public-url", "tap:3128"], "http://"),
+            (["--allow-user", ":"], "login"),
             (["--store-max-bytes", "10"], "at least 1MiB"),
             (["--intercept", "https://x"], "without scheme"),
             (["--tunnel-deny", "x"], "10.0.0.0/8"),
