@@ -89,6 +89,17 @@ impl Known {
         Ok(all)
     }
 
+    /// All installations that are known.
+    pub fn installations(&self) -> io::Result<Vec<(u64, Installation)>> {
+        let mut all = Vec::new();
+        for pair in self.installations.iter() {
+            let (key, value) = pair?;
+            let id = std::str::from_utf8(&key).ok().and_then(|id| id.parse().ok());
+            all.extend(id.zip(postcard::from_bytes(&value).ok()));
+        }
+        Ok(all)
+    }
+
     /// Whose an installation is.
     pub fn installation(&self, id: &str) -> io::Result<Option<Installation>> {
         Ok(self.installations.get(id)?.and_then(|v| postcard::from_bytes(&v).ok()))

@@ -172,6 +172,9 @@ pub async fn start(config: &Config, listeners: Listeners, apart: Apart, serving:
     for (id, principal) in ledger.known.principals().map_err(Failure::new)? {
         credentials.remember(id, principal);
     }
+    for (id, installation) in ledger.known.installations().map_err(Failure::new)? {
+        credentials.remember_installation(id, &installation);
+    }
     let clients = Clients::new(
         serving.clients,
         serving.clients_file,

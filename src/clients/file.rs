@@ -32,7 +32,6 @@ enum Secret {
 #[derive(Clone, Default)]
 pub struct ClientsFile {
     secrets: HashMap<String, Secret>,
-    registered: HashMap<String, Arc<Registered>>,
     /// By the digest of their token.
     by_token: HashMap<[u8; 32], Arc<Registered>, foldhash::fast::RandomState>,
 }
@@ -62,11 +61,6 @@ impl ClientsFile {
 
     pub fn has_tokens(&self) -> bool {
         !self.by_token.is_empty()
-    }
-
-    /// A client of the registry, by name.
-    pub fn registered(&self, name: &str) -> Option<&Arc<Registered>> {
-        self.registered.get(name)
     }
 
     pub fn len(&self) -> usize {
@@ -245,13 +239,12 @@ fn registry(text: &str, env: impl IntoIterator<Item = (String, String)>) -> Resu
         let scopes = scopes.transpose()?.map(Scopes::new);
         let token = sha256(&client.token);
         let registered = Arc::new(Registered { name: client.name.as_str().into(), scopes });
-        if file.by_token.insert(token, registered.clone()).is_some() {
+        if file.by_token.insert(token, registered).is_some() {
             return Err(at(format!("the client {:?} has another's token", client.name)));
         }
-        if file.registered.insert(client.name.clone(), registered).is_some() {
+        if file.secrets.insert(client.name.clone(), Secret::Token(token)).is_some() {
             return Err(at(format!("there are two clients {:?}", client.name)));
         }
-        file.secrets.insert(client.name, Secret::Token(token));
     }
     Ok(file)
 }

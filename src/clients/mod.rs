@@ -184,13 +184,6 @@ impl Clients {
         self.file.as_ref().is_some_and(|(_, file)| file.read().has_tokens())
     }
 
-    /// The client of the registry that a caller has shown to be, by its proxy credentials.
-    pub fn proven(&self, caller: &Caller) -> Option<Arc<Registered>> {
-        caller.proof?;
-        let (_, file) = self.file.as_ref()?;
-        file.read().registered(&caller.client).cloned()
-    }
-
     /// Whether a caller is still known by what it was known by: for each request on a connection that stays open.
     pub fn still_knows(&self, caller: &Caller) -> bool {
         match (&caller.proof, &self.file) {

@@ -109,9 +109,8 @@ impl Exchange {
 
     /// `app:SLUG` of an installation, where an answer told.
     fn app_of(&self, name: &str) -> Option<String> {
-        let id = name.strip_prefix("installation:")?;
-        let installation = self.ledger.known.installation(id).ok()??;
-        Some(format!("app:{}", installation.app?))
+        let id = name.strip_prefix("installation:")?.parse().ok()?;
+        Some(format!("app:{}", self.credentials.app_of(id)?))
     }
 }
 

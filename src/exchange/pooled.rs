@@ -4,24 +4,28 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{HeaderMap, HeaderValue, StatusCode, header};
+use http::{HeaderValue, StatusCode, header};
 
 use super::answer::Answer;
 use super::asked::Asked;
 use super::content::Content;
 use super::tally::Trace;
 use super::{Exchange, now_ms};
+use crate::body::Body;
+use crate::calls::Outcome;
 use crate::error::Error;
 use crate::github::credentials::api_path;
 use crate::github::limits::{Quota, Refusal};
 use crate::pool::account::Secret;
-use crate::pool::{Account, Choice, Kind, Pool, Wanted};
+use crate::pool::{Account, Choice, Kind, Wanted};
 use crate::rewrite::Rule;
 
-/// How many credentials one request is tried with.
+/// How often one request is tried.
 const MAX_TRIES: usize = 12;
 /// How long a credential rests that GitHub does not take, in milliseconds.
 const REFUSED_REST: u64 = 600_000;
+/// How long an App rests for which no token could be minted, in milliseconds.
+const MINT_REST: u64 = 30_000;
 
 /// The credential that a request is asked with.
 #[derive(Clone)]
@@ -38,28 +42,24 @@ impl Exchange {
         self.find_installations(asked, trace, &wanted).await;
         let mut tried = Vec::new();
         let mut unseen: Vec<u64> = Vec::new();
-        let mut fallback: Option<Answer> = None;
-        while tried.len() < MAX_TRIES && content.is_there() {
+        let mut fallback: Option<Fallback> = None;
+        let mut tries = 0;
+        while tries < MAX_TRIES && content.is_there() {
             let account = match self.pool.choose(&wanted, &tried, now_ms()) {
                 Choice::Account(account) => account,
-                Choice::None => break,
-                // Somebody has not been given what is there: that is their answer, whoever else may be back soon.
-                Choice::Resting(_) if !unseen.is_empty() => break,
-                Choice::Resting(ms) if now_ms() + ms <= until => {
+                // Somebody was not given it: that is their answer, whoever else may be back soon.
+                Choice::Resting(ms) if unseen.is_empty() && now_ms() + ms <= until => {
                     tokio::time::sleep(Duration::from_millis(ms.max(1))).await;
-                    tried.clear();
                     continue;
                 }
-                Choice::Resting(ms) => return fallback.filter(is_stand_in).unwrap_or_else(|| exhausted(ms)),
+                Choice::Resting(_) | Choice::None => break,
             };
+            tries += 1;
             let secret = match self.secret(&account, asked, trace).await {
                 Ok(secret) => secret,
                 Err(why) => {
                     tracing::warn!(credential = &*account.name, why, "no token could be minted");
-                    account.rest(None, now_ms() + 30_000);
-                    tried.push(account.id);
-                    fallback = fallback
-                        .or_else(|| Some(Answer::failed(Error::NoCredential("no token could be minted".into()))));
+                    account.rest(None, now_ms() + MINT_REST);
                     continue;
                 }
             };
@@ -78,22 +78,28 @@ impl Exchange {
                     return answer;
                 }
                 Some(Refusal::Limited { until }) => {
-                    self.rest(&self.pool, &account, &answer.headers, until);
-                    tried.push(account.id);
+                    self.rest(&account, &answer, until);
+                    fallback = Fallback::better(fallback, Fallback::of(answer, Why::Limited));
                 }
                 Some(Refusal::Unauthorized) => {
                     let anew = match &account.kind {
                         Kind::Installation(installation) => installation.forget(&pooled.secret, now_ms()),
                         Kind::Token(_) => false,
                     };
-                    if !anew || tried.len() + 1 >= MAX_TRIES {
+                    if anew {
+                        // With a new token; whoever refuses that one at once rests.
+                        tracing::info!(
+                            credential = &*account.name,
+                            "GitHub does not take its token any more; a new one is minted"
+                        );
+                    } else {
                         tracing::error!(
                             credential = &*account.name,
                             "GitHub does not take this credential of the pool"
                         );
                         account.rest(None, now_ms() + REFUSED_REST);
-                        tried.push(account.id);
                     }
+                    fallback = Fallback::better(fallback, Fallback::of(answer, Why::Unauthorized));
                 }
                 Some(Refusal::Unseen) => {
                     if self.pool.is_final(&account, &wanted, answer.status == StatusCode::NOT_FOUND) {
@@ -101,45 +107,41 @@ impl Exchange {
                     }
                     tried.push(account.id);
                     unseen.push(account.id);
-                    // The first word counts, if nobody knows better.
-                    if fallback.as_ref().is_none_or(|f| !is_unseen(f)) {
-                        fallback = Some(answer);
-                    }
-                    continue;
+                    fallback = Fallback::better(fallback, Fallback::of(answer, Why::Unseen));
                 }
-            }
-            if fallback.as_ref().is_none_or(|f| !is_unseen(f) && !is_stand_in(f)) {
-                fallback = Some(answer);
             }
         }
+        self.for_want_of_better(&wanted, &tried, fallback)
+    }
+
+    /// The answer when no credential has brought a good one.
+    fn for_want_of_better(&self, wanted: &Wanted, tried: &[u64], fallback: Option<Fallback>) -> Answer {
         match fallback {
-            // All that were asked are limited or refused: when is the first back?
-            Some(answer) if !is_unseen(&answer) && !is_stand_in(&answer) => {
-                match self.pool.choose(&wanted, &[], now_ms()) {
-                    Choice::Resting(ms) => exhausted(ms),
-                    _ => answer,
+            Some(Fallback { why: Why::Unseen, answer }) => {
+                if matches!(self.pool.choose(wanted, tried, now_ms()), Choice::None) {
+                    self.pool.nobody_saw(wanted, answer.status == StatusCode::NOT_FOUND);
                 }
+                return answer;
             }
-            Some(answer) => {
-                if is_unseen(&answer) && matches!(self.pool.choose(&wanted, &tried, now_ms()), Choice::None) {
-                    self.pool.nobody_saw(&wanted, answer.status == StatusCode::NOT_FOUND);
-                }
-                answer
-            }
-            None => Answer::failed(Error::NoCredential(
-                "there is no GitHub credential to ask with; set GITHUB_PAT_NAME, or GITHUB_APP_NAME_ID and _PEM".into(),
-            )),
+            Some(Fallback { why: Why::StandIn, answer }) => return answer,
+            _ => {}
+        }
+        // When is the first back?
+        match self.pool.choose(wanted, &[], now_ms()) {
+            Choice::Resting(ms) => exhausted(ms),
+            Choice::Account(_) => fallback.map_or_else(no_credential, |f| f.answer),
+            Choice::None => no_credential(),
         }
     }
 
     /// Lets a credential rest that GitHub has limited. `until` in milliseconds since 1970.
-    fn rest(&self, pool: &Pool, account: &Account, headers: &HeaderMap, until: Option<u64>) {
-        let quota = Quota::read(headers);
-        let padding = u64::try_from(pool.padding().as_millis()).unwrap_or(0);
+    fn rest(&self, account: &Account, answer: &Answer, until: Option<u64>) {
+        let quota = Quota::read(&answer.headers);
+        let padding = u64::try_from(self.pool.padding().as_millis()).unwrap_or(0);
         let reset = quota.reset.filter(|_| quota.remaining == Some(0)).map(|s| s.saturating_mul(1000));
         match (until, reset) {
             // Retry-After: a secondary limit, which is of all that the credential does.
-            (Some(until), _) => account.rest(None, until),
+            (Some(until), _) => account.rest(None, until.max(now_ms() + 1000)),
             (None, Some(reset)) if reset > now_ms() => {
                 account.rest(Some(quota.resource.unwrap_or("core")), reset.saturating_add(padding));
             }
@@ -172,13 +174,40 @@ fn exhausted(ms: u64) -> Answer {
     answer
 }
 
-fn is_stand_in(answer: &Answer) -> bool {
-    answer.outcome == crate::calls::Outcome::Stale
+fn no_credential() -> Answer {
+    Answer::failed(Error::NoCredential(
+        "there is no GitHub credential to ask with; set GITHUB_PAT_NAME, or GITHUB_APP_NAME_ID and _PEM".into(),
+    ))
 }
 
-fn is_unseen(answer: &Answer) -> bool {
-    matches!(answer.status, StatusCode::NOT_FOUND | StatusCode::FORBIDDEN | StatusCode::GONE)
-        && answer.outcome != crate::calls::Outcome::Refused
+/// An answer that is given if nobody brings a better one.
+struct Fallback {
+    answer: Answer,
+    why: Why,
+}
+
+/// Why an answer is not good; the last is the best.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Why {
+    Unauthorized,
+    Limited,
+    Unseen,
+    /// A stored response, in place of a refusal.
+    StandIn,
+}
+
+impl Fallback {
+    fn of(answer: Answer, why: Why) -> Fallback {
+        let why = if answer.outcome == Outcome::Stale { Why::StandIn } else { why };
+        Fallback { answer, why }
+    }
+
+    fn better(before: Option<Fallback>, now: Fallback) -> Option<Fallback> {
+        match before {
+            Some(before) if before.why >= now.why => Some(before),
+            _ => Some(now),
+        }
+    }
 }
 
 /// What no client may see, wherever an answer has it.
@@ -189,6 +218,10 @@ fn redact(answer: &mut Answer, token: &[u8]) {
             *value = HeaderValue::from_static("***");
         }
     }
-    let body = std::mem::replace(&mut answer.body, crate::body::Body::Empty);
+    let body = std::mem::replace(&mut answer.body, Body::Empty);
     answer.body = body.rewritten(vec![Rule::anywhere(token, "***")]);
+    if matches!(answer.body, Body::Rewritten(_)) {
+        // It may come to another.
+        answer.headers.remove(header::CONTENT_LENGTH);
+    }
 }

@@ -90,6 +90,8 @@ pub enum Learned {
 pub struct Credentials {
     key: hmac::Key,
     principals: Cache<CredentialId, Principal>,
+    /// The slug of the App that an installation is of.
+    apps: Cache<u64, Arc<str>>,
     /// The operator's names, by the digits of a digest that reports show.
     given: HashMap<String, Arc<str>>,
 }
@@ -102,7 +104,7 @@ impl Credentials {
     /// `secret` never leaves the data directory.
     pub fn new(secret: &[u8]) -> Credentials {
         let key = hmac::Key::new(hmac::HMAC_SHA256, secret);
-        Credentials { key, principals: Cache::new(REMEMBERED), given: HashMap::new() }
+        Credentials { key, principals: Cache::new(REMEMBERED), apps: Cache::new(REMEMBERED), given: HashMap::new() }
     }
 
     /// With names that the operator gave to digests: `1a2b3c4d` is what reports call `credential:1a2b3c4d`.
@@ -113,6 +115,18 @@ impl Credentials {
     /// Takes up what an earlier process learned.
     pub fn remember(&self, id: CredentialId, principal: Principal) {
         self.principals.insert(id, principal);
+    }
+
+    /// Takes up whose an installation is, as an earlier process learned it.
+    pub fn remember_installation(&self, id: u64, installation: &Installation) {
+        if let Some(app) = &installation.app {
+            self.apps.insert(id, app.as_str().into());
+        }
+    }
+
+    /// The slug of the App that an installation is of, where an answer told.
+    pub fn app_of(&self, installation: u64) -> Option<Arc<str>> {
+        self.apps.get(&installation)
     }
 
     /// The digest of the credential that a request carries.
@@ -195,6 +209,11 @@ impl Credentials {
             let mut grant = [0; 16];
             grant.copy_from_slice(&hmac::sign(&self.key, granted.as_bytes()).as_ref()[..16]);
             let principal = Principal { name: format!("installation:{id}").into(), grant: Some(grant) };
+            if let Some(minter) = self.principal(asked_with)
+                && let (Some(app), Ok(number)) = (minter.name.strip_prefix("app:"), id.parse())
+            {
+                self.apps.insert(number, app.into());
+            }
             // Clients put a token behind either word; each is a credential of its own to GitHub's tags.
             for scheme in ["token", "Bearer", "bearer"] {
                 let mut headers = HeaderMap::new();
@@ -220,8 +239,9 @@ impl Credentials {
             Learned::Installation(..) => true,
         });
         for learned in &learned {
-            if let Learned::Principal(id, principal) = learned {
-                self.principals.insert(*id, principal.clone());
+            match learned {
+                Learned::Principal(id, principal) => self.principals.insert(*id, principal.clone()),
+                Learned::Installation(id, installation) => self.remember_installation(*id, installation),
             }
         }
         learned

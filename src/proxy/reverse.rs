@@ -127,6 +127,10 @@ impl Reverse {
 
     fn dotcom(&self, below: &'static str) -> Vec<(String, &'static str)> {
         let mut urls = vec![(self.plain.url.clone(), below)];
+        // GitHub itself speaks TLS: what does not is something before it, and shows GitHub's own URLs.
+        if !self.plain.api.target.tls {
+            urls.push((format!("https://{API_HOST}"), below));
+        }
         if self.uploads.is_some() && *self.plain.api.target.host == *API_HOST {
             urls.push((format!("https://{}", hosts::UPLOADS_HOST), "/api/uploads"));
         }

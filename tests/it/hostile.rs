@@ -97,7 +97,7 @@ async fn refusals_are_explained_in_githubs_shape() {
     );
     assert!(reply.json()["documentation_url"].is_string());
     let mut client = Client::plain(&tap).await;
-    client.send("GET /repos/o/r HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n").await;
+    client.send("OPTIONS * HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n").await;
     let reply = client.reply(false).await;
     assert_eq!(reply.status, 400);
     assert!(reply.json()["message"].as_str().unwrap().contains("HTTPS_PROXY"));

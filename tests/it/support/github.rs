@@ -84,6 +84,16 @@ struct State {
     misbehaviour: HashMap<String, Misbehaviour>,
     arrived: Vec<Arrived>,
     used: HashMap<String, u64>,
+    /// What a credential may use in an hour, where that is not the usual.
+    limits: HashMap<String, u64>,
+    /// Until when, in seconds since 1970.
+    reset: Option<u64>,
+    /// Credentials that are not taken.
+    refused: Vec<String>,
+    /// What a GraphQL request costs.
+    points: u64,
+    /// Closes whatever comes.
+    down: bool,
     minted: u64,
     /// `Last-Modified` of everything, in seconds past a fixed hour.
     modified: u64,
@@ -101,6 +111,42 @@ pub struct GitHub {
 }
 
 const LIMIT: u64 = 5000;
+
+/// A connection to the stand-in.
+enum Stream {
+    Plain(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+impl Stream {
+    async fn read_buf(&mut self, buffer: &mut Vec<u8>) -> std::io::Result<usize> {
+        match self {
+            Stream::Plain(s) => s.read_buf(buffer).await,
+            Stream::Tls(s) => s.read_buf(buffer).await,
+        }
+    }
+
+    async fn write_all(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        match self {
+            Stream::Plain(s) => s.write_all(bytes).await,
+            Stream::Tls(s) => s.write_all(bytes).await,
+        }
+    }
+
+    async fn flush(&mut self) -> std::io::Result<()> {
+        match self {
+            Stream::Plain(s) => s.flush().await,
+            Stream::Tls(s) => s.flush().await,
+        }
+    }
+
+    async fn shutdown(&mut self) -> std::io::Result<()> {
+        match self {
+            Stream::Plain(s) => s.shutdown().await,
+            Stream::Tls(s) => s.shutdown().await,
+        }
+    }
+}
 
 impl GitHub {
     pub async fn start() -> GitHub {
@@ -138,10 +184,13 @@ impl GitHub {
             while let Ok((stream, _)) = listener.accept().await {
                 let (github, acceptor) = (serving.clone(), acceptor.clone());
                 github.state.lock().unwrap().connections += 1;
+                if github.state.lock().unwrap().down {
+                    continue;
+                }
                 tokio::spawn(async move {
                     let _ = stream.set_nodelay(true);
                     if let Ok(stream) = acceptor.accept(stream).await {
-                        let _ = github.connection(stream).await;
+                        let _ = github.connection(Stream::Tls(Box::new(stream))).await;
                     }
                 });
             }
@@ -198,6 +247,56 @@ impl GitHub {
         *self.state.lock().unwrap().used.entry(format!("token {token}")).or_default() += requests;
     }
 
+    /// A credential may use so many requests.
+    pub fn limit(&self, authorization: &str, requests: u64) {
+        self.state.lock().unwrap().limits.insert(authorization.to_owned(), requests);
+    }
+
+    /// When the hour is over, in seconds since 1970.
+    pub fn resets_at(&self, seconds: u64) {
+        self.state.lock().unwrap().reset = Some(seconds);
+    }
+
+    /// A credential is not taken any more.
+    pub fn refuse(&self, authorization: &str) {
+        self.state.lock().unwrap().refused.push(authorization.to_owned());
+    }
+
+    /// What a credential has used.
+    pub fn used(&self, authorization: &str) -> u64 {
+        self.state.lock().unwrap().used.get(authorization).copied().unwrap_or(0)
+    }
+
+    /// What a GraphQL request costs from now on.
+    pub fn points(&self, points: u64) {
+        self.state.lock().unwrap().points = points;
+    }
+
+    /// Goes away, or comes back: connections are closed as soon as they come.
+    pub fn down(&self, down: bool) {
+        self.state.lock().unwrap().down = down;
+    }
+
+    /// The same without TLS, on another port.
+    pub async fn plainly(&self) -> SocketAddr {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let serving = self.clone();
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let github = serving.clone();
+                if github.state.lock().unwrap().down {
+                    continue;
+                }
+                tokio::spawn(async move {
+                    let _ = stream.set_nodelay(true);
+                    let _ = github.connection(Stream::Plain(stream)).await;
+                });
+            }
+        });
+        address
+    }
+
     pub fn forget_quota(&self) {
         self.state.lock().unwrap().used.clear();
     }
@@ -206,11 +305,17 @@ impl GitHub {
         self.state.lock().unwrap().connections
     }
 
-    async fn connection(&self, mut stream: TlsStream<TcpStream>) -> std::io::Result<()> {
+    async fn connection(&self, mut stream: Stream) -> std::io::Result<()> {
         let mut buffer = Vec::new();
         while let Some(request) = read_request(&mut stream, &mut buffer).await? {
             let path = request.target.split('?').next().unwrap().to_owned();
-            let how = self.state.lock().unwrap().misbehaviour.get(&path).cloned();
+            let how = {
+                let state = self.state.lock().unwrap();
+                if state.down {
+                    return Ok(());
+                }
+                state.misbehaviour.get(&path).or_else(|| state.misbehaviour.get("*")).cloned()
+            };
             if let Some(Misbehaviour::Late(by) | Misbehaviour::LateThenClose(by)) = &how {
                 tokio::time::sleep(*by).await;
             }
@@ -223,7 +328,10 @@ impl GitHub {
             }
             if let Some(Misbehaviour::ResetMidBody) = how {
                 // An abrupt end, without TLS's own goodbye.
-                let (tcp, _) = stream.get_mut();
+                let tcp = match &mut stream {
+                    Stream::Plain(tcp) => tcp,
+                    Stream::Tls(tls) => tls.get_mut().0,
+                };
                 let _ = rustix::net::sockopt::set_socket_linger(&*tcp, Some(Duration::ZERO));
                 return Ok(());
             }
@@ -246,25 +354,31 @@ impl GitHub {
                 reply
             }
             Some(Misbehaviour::UnaskedNotModified) => Reply { status: 304, ..Reply::default() },
+            _ if state.refused.contains(&credential) => Reply::message(401, "Bad credentials"),
+            _ if state.is_spent(&request, &credential) => Reply::message(403, "API rate limit exceeded for user ID 1."),
             _ => state.resource(&request, &credential),
         };
         let anonymous = credential.is_empty();
         let free = request.target == "/rate_limit" || (reply.status == 304 && !anonymous);
-        let used = state.used.entry(credential.clone()).or_default();
-        *used += u64::from(!free);
+        let limit = if anonymous { 60 } else { state.limits.get(&credential).copied().unwrap_or(LIMIT) };
+        let is_graphql = request.target.ends_with("/graphql");
+        let price = if is_graphql { state.points.max(1) } else { 1 };
+        let reset = state.reset.unwrap_or(1_999_999_999);
+        let whose = if is_graphql { format!("graphql {credential}") } else { credential.clone() };
+        let used = state.used.entry(whose).or_default();
+        *used += if free { 0 } else { price };
         let used = *used;
         request.status = reply.status;
         request.charged = !free;
         let head_only = request.method == "HEAD" || reply.status == 304 || reply.status == 204;
         state.arrived.push(request);
-        let limit = if anonymous { 60 } else { LIMIT };
         for (name, value) in [
             ("Date", "Tue, 03 Mar 2026 12:00:00 GMT".to_owned()),
             ("X-RateLimit-Limit", limit.to_string()),
             ("X-RateLimit-Remaining", limit.saturating_sub(used).to_string()),
             ("X-RateLimit-Used", used.to_string()),
-            ("X-RateLimit-Reset", "1999999999".to_owned()),
-            ("X-RateLimit-Resource", "core".to_owned()),
+            ("X-RateLimit-Reset", reset.to_string()),
+            ("X-RateLimit-Resource", if is_graphql { "graphql" } else { "core" }.to_owned()),
             ("X-GitHub-Request-Id", format!("R{used}")),
         ] {
             if !reply.fields.iter().any(|(n, _)| n.eq_ignore_ascii_case(name)) {
@@ -276,6 +390,14 @@ impl GitHub {
 }
 
 impl State {
+    /// Whether a credential has nothing left. Minting is another's quota.
+    fn is_spent(&self, request: &Arrived, credential: &str) -> bool {
+        let limit = self.limits.get(credential);
+        !request.target.starts_with("/app/")
+            && request.target != "/rate_limit"
+            && limit.is_some_and(|l| self.used.get(credential).copied().unwrap_or(0) >= *l)
+    }
+
     fn resource(&mut self, request: &Arrived, credential: &str) -> Reply {
         let (path, query) = request.target.split_once('?').unwrap_or((&request.target, ""));
         match (request.method.as_str(), path) {
@@ -288,20 +410,32 @@ impl State {
                 );
             }
             ("GET", p) if p.ends_with("/installation") => {
+                let owner = p.split('/').nth(2).unwrap_or_default();
+                let id = match owner {
+                    "nobody" => return Reply::message(404, "Not Found"),
+                    "beta" => 8,
+                    _ => 7,
+                };
+                let login = if id == 8 { "beta" } else { "acme" };
                 return Reply::json(
                     200,
-                    &json!({ "id": 7, "app_id": 1, "app_slug": "packit", "account": { "login": "acme" } }),
+                    &json!({ "id": id, "app_id": 1, "app_slug": "packit", "account": { "login": login } }),
                 );
             }
-            ("POST", "/graphql") => {
+            ("GET", "/app") => return Reply::json(200, &json!({ "id": 1, "slug": "packit" })),
+            ("GET", p) if p.starts_with("/app/installations/") => {
+                return Reply::json(200, &json!({ "id": 7, "app_slug": "packit", "account": { "login": "acme" } }));
+            }
+            ("POST", "/graphql" | "/api/graphql") => {
                 let node = json!({ "number": 1, "title": "pr 1", "state": "OPEN", "url": "https://github.com/o/r/pull/1", "headRefName": "topic",
                     "headRepositoryOwner": { "login": "o" }, "isCrossRepository": false, "isDraft": false,
                     "createdAt": "2024-01-01T00:00:00Z", "updatedAt": "2024-01-01T00:00:00Z" });
-                return Reply::json(
-                    200,
-                    &json!({ "data": { "repository": { "pullRequests": { "totalCount": 1, "nodes": [node],
-                    "pageInfo": { "hasNextPage": false, "endCursor": null } } } } }),
-                );
+                let mut data = json!({ "repository": { "pullRequests": { "totalCount": 1, "nodes": [node],
+                    "pageInfo": { "hasNextPage": false, "endCursor": null } } } });
+                if String::from_utf8_lossy(&request.body).contains("rateLimit") {
+                    data["rateLimit"] = json!({ "cost": self.points });
+                }
+                return Reply::json(200, &json!({ "data": data }));
             }
             ("POST" | "PUT" | "PATCH", _) => {
                 return Reply::json(
@@ -526,7 +660,7 @@ fn text(headers: &HeaderMap, name: &str) -> Option<String> {
 }
 
 /// Reads one request, content and all; none when the connection has ended.
-async fn read_request(stream: &mut TlsStream<TcpStream>, buffer: &mut Vec<u8>) -> std::io::Result<Option<Arrived>> {
+async fn read_request(stream: &mut Stream, buffer: &mut Vec<u8>) -> std::io::Result<Option<Arrived>> {
     let mut end = None;
     while end.is_none() {
         end = buffer.windows(4).position(|w| w == b"\r\n\r\n").map(|i| i + 4);
@@ -583,7 +717,7 @@ async fn read_request(stream: &mut TlsStream<TcpStream>, buffer: &mut Vec<u8>) -
     Ok(Some(arrived))
 }
 
-async fn take(stream: &mut TlsStream<TcpStream>, buffer: &mut Vec<u8>, size: usize) -> std::io::Result<Vec<u8>> {
+async fn take(stream: &mut Stream, buffer: &mut Vec<u8>, size: usize) -> std::io::Result<Vec<u8>> {
     while buffer.len() < size {
         if stream.read_buf(buffer).await? == 0 {
             return Err(std::io::ErrorKind::UnexpectedEof.into());
@@ -592,7 +726,7 @@ async fn take(stream: &mut TlsStream<TcpStream>, buffer: &mut Vec<u8>, size: usi
     Ok(buffer.drain(..size).collect())
 }
 
-async fn read_line(stream: &mut TlsStream<TcpStream>, buffer: &mut Vec<u8>) -> std::io::Result<String> {
+async fn read_line(stream: &mut Stream, buffer: &mut Vec<u8>) -> std::io::Result<String> {
     loop {
         if let Some(end) = buffer.windows(2).position(|w| w == b"\r\n") {
             let line: Vec<u8> = buffer.drain(..end + 2).collect();

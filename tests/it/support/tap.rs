@@ -15,6 +15,7 @@ pub struct Tap {
     pub dir: tempfile::TempDir,
     child: Option<Child>,
     arguments: Vec<String>,
+    variables: Vec<(String, String)>,
 }
 
 /// A command that finds nothing of the machine's own settings.
@@ -70,8 +71,15 @@ impl Tap {
     }
 
     pub async fn with(arguments: Vec<String>) -> Tap {
+        Tap::with_variables(arguments, &[]).await
+    }
+
+    /// With variables in its environment.
+    pub async fn with_variables(arguments: Vec<String>, variables: &[(&str, &str)]) -> Tap {
         let none: SocketAddr = "127.0.0.1:0".parse().unwrap();
-        let mut tap = Tap { proxy: none, admin: none, dir: tempfile::tempdir().unwrap(), child: None, arguments };
+        let variables = variables.iter().map(|(n, v)| (n.to_string(), v.to_string())).collect();
+        let dir = tempfile::tempdir().unwrap();
+        let mut tap = Tap { proxy: none, admin: none, dir, child: None, arguments, variables };
         tap.launch().await;
         tap
     }
@@ -84,6 +92,7 @@ impl Tap {
             .args((!self.arguments.iter().any(|a| a.starts_with("--admin="))).then_some("--admin=127.0.0.1:0"))
             .arg(format!("--data-dir={}", self.data_dir().display()));
         serve.arg(format!("--certs-dir={}", self.certs_dir().display())).args(&self.arguments);
+        serve.envs(self.variables.iter().map(|(n, v)| (n, v)));
         self.child = Some(serve.stdin(Stdio::null()).stderr(log).spawn().unwrap());
         let state = self.data_dir().join("tap.json");
         let deadline = Instant::now() + Duration::from_secs(20);
