@@ -13,6 +13,7 @@ use ghtap::calls::Outcome;
 use ghtap::calls::ledger::{Keep, Ledger};
 use ghtap::calls::live::{Call, Live};
 use ghtap::calls::row::{Counts, Dimensions};
+use ghtap::clients::ClientsFile;
 use ghtap::github::credentials::Credentials;
 use ghtap::github::etag::Recipe;
 use ghtap::github::limits::Quota;
@@ -94,9 +95,10 @@ fn counting(c: &mut Criterion) {
     let mut now = 1_800_000_000_000;
     let mut count = |run: &Arc<str>| {
         now += 1;
-        ledger.quotas.observe(&credential, &quota, false, now);
+        ledger.quotas.observe(&credential, &quota, 0, now);
         metrics.sent(&host, "GET /repos/{owner}/{repo}", &client, "304", false);
         metrics.called(&host, "revalidated", 0.001);
+        metrics.mirrored(Some("ONLINE_HIT"), http::StatusCode::OK, &http::Method::GET, &credential, 0.001);
         let mut counts = Counts { calls: 1, sent: 1, bytes: 6000, micros: 300, ..Counts::default() };
         counts.times.add(300);
         let dimensions = Dimensions {
@@ -128,5 +130,35 @@ fn counting(c: &mut Criterion) {
     c.bench_function("count a call of a run", |b| b.iter(|| count(&run)));
 }
 
-criterion_group!(benches, pure, counting);
+/// A request of one of 1,000 registered clients with 20 scopes each, of which the last fits: by its token, then its scopes.
+fn authorising(c: &mut Criterion) {
+    use std::fmt::Write;
+    let mut registry = String::from("version: 1\nclients:\n");
+    for client in 0..1000 {
+        let _ = write!(registry, "- name: client-{client}\n  token: secret-{client}\n  scopes:\n");
+        for scope in 0..20 {
+            let _ = write!(
+                registry,
+                "  - method: GET\n    path: /repos/acme/tool-{client}-{scope}/(pulls|issues)/[0-9]+(/.*)?\n"
+            );
+        }
+    }
+    let file = ClientsFile::parse(&registry, []).unwrap();
+    let headers = |n: usize| -> HeaderMap {
+        let pair = ("authorization".parse().unwrap(), format!("token secret-{n}").parse().unwrap());
+        [pair].into_iter().collect()
+    };
+    let asked: Vec<_> = (0..1000).map(|n| (headers(n), format!("/repos/acme/tool-{n}-19/pulls/7/commits"))).collect();
+    let mut next = 0;
+    let mut authorise = || {
+        let (headers, path) = &asked[next % asked.len()];
+        next += 7;
+        let client = ClientsFile::registered(black_box(&file), headers).unwrap();
+        client.scopes.as_ref().unwrap().check(&client.name, &http::Method::GET, path, None).unwrap();
+    };
+    (0..1000).for_each(|_| authorise());
+    c.bench_function("authorise one of 1,000 clients with 20 scopes", |b| b.iter(&mut authorise));
+}
+
+criterion_group!(benches, pure, counting, authorising);
 criterion_main!(benches);

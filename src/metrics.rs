@@ -1,6 +1,7 @@
 //! The Prometheus metrics. Each label's values are bounded, whatever clients send.
 
 use std::collections::HashSet;
+use std::hash::BuildHasher;
 use std::sync::Arc;
 
 use http::{Method, StatusCode};
@@ -72,7 +73,9 @@ struct Mirror {
     latency: HistogramVec,
     objects: Gauge,
     size: Gauge,
-    seen: Mutex<HashSet<(&'static str, u16, &'static str, String), foldhash::fast::RandomState>>,
+    /// Digests of the label values that have a series.
+    seen: Mutex<HashSet<u64>>,
+    digest: foldhash::fast::RandomState,
 }
 
 /// A set of label values that stops growing.
@@ -239,6 +242,7 @@ impl Metrics {
                 objects: gauge("github_mirror_cached_objects", "Keys with a stored response; github-mirror's name."),
                 size: gauge("github_mirror_cache_size", "Bytes of what is stored; github-mirror's name."),
                 seen: Mutex::default(),
+                digest: Default::default(),
             },
             operation_names: Bounded::new("operation", MAX_OPERATIONS),
             clients: Bounded::new("client", MAX_CLIENTS),
@@ -277,7 +281,7 @@ impl Metrics {
         let mut user = credential.strip_prefix("user:").unwrap_or(credential);
         let mut status = status;
         let mut seen = self.mirror.seen.lock();
-        let key = (cache, status.as_u16(), method, user.to_owned());
+        let key = self.mirror.digest.hash_one((cache, status.as_u16(), method, user));
         if !seen.contains(&key) {
             if seen.len() < MAX_MIRROR {
                 seen.insert(key);

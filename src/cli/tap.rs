@@ -98,6 +98,13 @@ pub async fn bind(address: SocketAddr, option: &str) -> Result<TcpListener, Fail
 pub async fn start(config: &Config, listeners: Listeners, apart: Apart, serving: Serving) -> Result<Running, Failure> {
     let data_dir = config.places.data_dir();
     let ca = files::open(&data_dir, &config.intercept, config.unconstrained_root).map_err(Failure::new)?;
+    if let Some(more) = ca.hosts.iter().find(|h| !config.intercept.contains(h)) {
+        // It may name what it need not: harmless, unless it is stolen.
+        let wanted = config.intercept.join(",");
+        tracing::warn!(
+            "the CA may also name {more}, which is not intercepted; to narrow it: ghtap ca rotate --intercept {wanted}"
+        );
+    }
     let published = Files::publish(&config.places.certs_dir(), &ca)?;
     let authority = Authority::new(data_dir.clone(), ca, config.intercept.clone()).map_err(Failure::new)?;
     let authority = Arc::new(authority);

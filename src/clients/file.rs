@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use aws_lc_rs::{constant_time, digest};
 use base64::Engine;
+use http::{HeaderMap, header};
 use serde::Deserialize;
 
 use super::scopes::{GraphQl, Scope, Scopes};
@@ -54,8 +55,24 @@ impl ClientsFile {
         Ok(file)
     }
 
-    /// The client whose token this is.
-    pub fn by_token(&self, token: &str) -> Option<&Arc<Registered>> {
+    /// The client whose token a request carries as its `Authorization`: after whatever word, alone, or as the user or the
+    /// password of `Basic`.
+    pub fn registered(&self, headers: &HeaderMap) -> Option<&Arc<Registered>> {
+        let mut values = headers.get_all(header::AUTHORIZATION).iter();
+        let (value, None) = (values.next()?.to_str().ok()?, values.next()) else { return None };
+        let (scheme, token) = value.trim().split_once(' ').unwrap_or(("", value.trim()));
+        let token = token.trim();
+        if !scheme.eq_ignore_ascii_case("basic") {
+            // Whatever the word before it: what is a client's secret must not be taken for GitHub's.
+            return self.by_token(token);
+        }
+        let decoded = base64::engine::general_purpose::STANDARD.decode(token).ok()?;
+        let text = String::from_utf8(decoded).ok()?;
+        let (user, password) = text.split_once(':').unwrap_or((&text, ""));
+        self.by_token(password).or_else(|| self.by_token(user))
+    }
+
+    fn by_token(&self, token: &str) -> Option<&Arc<Registered>> {
         if self.by_token.is_empty() { None } else { self.by_token.get(&sha256(token)) }
     }
 

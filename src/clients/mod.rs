@@ -160,23 +160,11 @@ impl Clients {
         Ok(Caller { proof, ..Caller::named(name, run) })
     }
 
-    /// The client of the registry whose token a request carries as its `Authorization`: after `token` or `Bearer`, or as the
-    /// user or the password of `Basic`.
+    /// The client of the registry whose token a request carries as its `Authorization`.
     pub fn registered(&self, headers: &HeaderMap) -> Option<Arc<Registered>> {
         let (_, file) = self.file.as_ref()?;
-        let mut values = headers.get_all(header::AUTHORIZATION).iter();
-        let (value, None) = (values.next()?.to_str().ok()?, values.next()) else { return None };
-        let (scheme, token) = value.trim().split_once(' ').unwrap_or(("", value.trim()));
-        let token = token.trim();
         let file = file.read().clone();
-        if !scheme.eq_ignore_ascii_case("basic") {
-            // Whatever the word before it: what is a client's secret must not be taken for GitHub's.
-            return file.by_token(token).cloned();
-        }
-        let decoded = base64::engine::general_purpose::STANDARD.decode(token).ok()?;
-        let text = String::from_utf8(decoded).ok()?;
-        let (user, password) = text.split_once(':').unwrap_or((&text, ""));
-        file.by_token(password).or_else(|| file.by_token(user)).cloned()
+        file.registered(headers).cloned()
     }
 
     /// Whether any client is known by a token.

@@ -33,9 +33,9 @@ pub enum Error {
     #[error("the CA in {0} cannot be read ({1}); restore it, or run: ghtap ca rotate")]
     Broken(PathBuf, String),
     #[error(
-        "the CA in {path} is for {has}, not for {missing}; run: ghtap ca rotate --intercept {missing}, then trust the new root"
+        "the CA in {path} is for {has}, not for {missing}; run: ghtap ca rotate --intercept {wanted}, then trust the new root"
     )]
-    Hosts { path: PathBuf, has: String, missing: String },
+    Hosts { path: PathBuf, has: String, missing: String, wanted: String },
     #[error("the CA in {0} expired on {1}; run: ghtap ca rotate, then trust the new root")]
     Expired(PathBuf, String),
     #[error("making a certificate failed: {0}")]
@@ -66,7 +66,8 @@ impl Ca {
         match hosts.iter().find(|h| !self.hosts.contains(h)) {
             None => Ok(()),
             Some(missing) => {
-                Err(Error::Hosts { path: dir.to_owned(), has: self.hosts.join(", "), missing: missing.clone() })
+                let (has, wanted) = (self.hosts.join(", "), hosts.join(","));
+                Err(Error::Hosts { path: dir.to_owned(), has, missing: missing.clone(), wanted })
             }
         }
     }

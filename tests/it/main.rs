@@ -8,6 +8,7 @@ mod cache;
 mod cli;
 mod clients;
 mod dashboard;
+mod deploy;
 mod errors;
 mod graphql;
 mod hostile;
