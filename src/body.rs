@@ -214,6 +214,11 @@ impl ClientBody {
         ClientBody { incoming, idle, timer, waiting: gate.is_some(), gate, moved: Arc::default(), first: None }
     }
 
+    /// How long it is, where that is known.
+    pub fn expected_len(&self) -> Option<u64> {
+        self.incoming.size_hint().exact()
+    }
+
     /// Does not wait for the origin's 100 any more.
     pub fn open(&mut self) {
         self.gate = None;

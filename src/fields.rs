@@ -127,6 +127,14 @@ pub fn freshen(stored: &HeaderMap, not_modified: &HeaderMap) -> HeaderMap {
     headers
 }
 
+/// Whether a `Content-Type` says JSON: not where GitHub's media type names a file's own content or another form.
+pub fn is_json(content_type: &HeaderValue) -> bool {
+    let text = content_type.to_str().unwrap_or_default();
+    let essence = text.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    let is_json = essence == "application/json" || (essence.starts_with("application/") && essence.ends_with("+json"));
+    is_json && !essence.split(['.', '+', '/']).any(|part| ["raw", "diff", "patch", "sha", "base64"].contains(&part))
+}
+
 /// Whether the client takes gzip (RFC 9110, 12.5.3).
 pub fn accepts_gzip(headers: &HeaderMap) -> bool {
     let values = headers.get_all(header::ACCEPT_ENCODING).iter().filter_map(|v| v.to_str().ok());
@@ -219,6 +227,23 @@ mod tests {
             (&"\"b\"".parse().unwrap(), &"9".parse().unwrap())
         );
         assert_eq!(fresh["link"], "<x>; rel=\"next\"");
+    }
+
+    #[test]
+    fn what_is_json() {
+        for (value, is) in [
+            ("application/json; charset=utf-8", true),
+            ("application/vnd.github.v3+json", true),
+            ("application/vnd.github.text-match+json", true),
+            ("application/vnd.github.raw+json; charset=utf-8", false),
+            ("application/vnd.github.v3.raw", false),
+            ("application/vnd.github.diff+json", false),
+            ("application/x-www-form-urlencoded; x=json", false),
+            ("text/json+x", false),
+            ("application/octet-stream", false),
+        ] {
+            assert_eq!(is_json(&HeaderValue::from_static(value)), is, "{value}");
+        }
     }
 
     #[test]

@@ -23,6 +23,7 @@ use super::redis::RedisRoom;
 use super::sled::SledRoom;
 use super::stored::{self, BodyId, Entry, Representation};
 use crate::clock::now_ms;
+use crate::github::credentials::CredentialId;
 
 /// An entry in memory, its heads parsed.
 pub struct Loaded {
@@ -473,6 +474,25 @@ impl Store {
             self.queue.1.notify_one();
         }
         self.keep_in_memory(id, loaded);
+    }
+
+    /// Ends a credential's right to what is stored under a key. `at` in milliseconds since 1970.
+    pub fn revoke(&self, id: KeyId, seen: Option<&Arc<Loaded>>, credential: CredentialId, at: u64) {
+        // Where the room is shared, and also if it could not be read: another tap may know of a right that we do not.
+        if let Some(Room::Redis(room)) = &self.room
+            && (seen.is_some() || room.trouble().is_some())
+        {
+            room.revoke(id, credential, at);
+            self.queue.1.notify_one();
+        }
+        let holds = |l: &&Arc<Loaded>| l.entry.own(credential).is_some();
+        if let Some(loaded) = seen.filter(holds) {
+            let fresh = || Entry::new(loaded.entry.key.clone());
+            self.update(id, Some(loaded), fresh, None, true, |entry| {
+                entry.revoke(credential);
+                Vec::new()
+            });
+        }
     }
 
     /// Removes what is stored under a key.

@@ -158,6 +158,13 @@ impl Entry {
         }
     }
 
+    /// Ends a credential's right to what it had confirmed until `at`, in milliseconds since 1970.
+    pub fn revoke_before(&mut self, credential: CredentialId, at: u64) {
+        for representation in &mut self.representations {
+            representation.validators.retain(|v| v.credential != credential || v.confirmed_at > at);
+        }
+    }
+
     /// Bytes of the bodies, as stored.
     pub fn bodies_len(&self) -> u64 {
         self.representations.iter().map(|r| r.body_len).sum()

@@ -1,5 +1,6 @@
 //! The subcommands, one file each; `tap` puts the parts of a running tap together, `place` keeps its directory.
 
+mod apis;
 mod ca;
 mod cache;
 mod certs;
@@ -12,6 +13,7 @@ mod place;
 mod report;
 mod run;
 mod serve;
+mod store;
 mod tap;
 
 use std::fmt::Display;

@@ -1,7 +1,7 @@
 //! Putting the parts of a tap together, and taking them down in order.
 
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,20 +11,19 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinHandle;
 
 use super::Failure;
+use super::apis;
 use super::certs::Files;
 use super::place;
+use super::store;
 use crate::admin::{self, Access, Admin};
-use crate::cache::redis::{self, RedisRoom};
-use crate::cache::sled::SledRoom;
-use crate::cache::store::Store;
 use crate::calls::ledger::{self, Keep, Ledger};
 use crate::clients::{Caller, Clients};
-use crate::config::{StoreKind, Switch, Tap as Config, Upstream};
+use crate::config::{Switch, Tap as Config, Upstream};
 use crate::drain::{self, Draining};
 use crate::exchange::{Allowed, Exchange, Outages, Parties, Settings, now_ms};
 use crate::github::API_HOST;
 use crate::github::credentials::Credentials;
-use crate::github::hosts::{UPLOADS_HOST, api_prefix, realm};
+use crate::github::hosts::{UPLOADS_HOST, api_prefix};
 use crate::metrics::Metrics;
 use crate::origin::dial::{Dialer, Target, UpstreamProxy};
 use crate::origin::{Limits, Origin};
@@ -147,7 +146,7 @@ pub async fn start(config: &Config, listeners: Listeners, apart: Apart, serving:
     let workers = Arc::new(workers);
     let origin = Arc::new(Origin::new(dialer.clone(), limits, workers.count()));
 
-    let store = Arc::new(open_store(config, apart.memory_only, &data_dir).await?);
+    let store = Arc::new(store::open(config, apart.memory_only, &data_dir).await?);
     let ledger_dir = apart.ledger.unwrap_or_else(|| data_dir.clone());
     let keeping = Keep { run_idle: config.run_idle, runs: config.ledger_retention };
     let ledger = Ledger::open(&ledger_dir, keeping)
@@ -166,7 +165,7 @@ pub async fn start(config: &Config, listeners: Listeners, apart: Apart, serving:
         graphql_ttl: config.graphql_ttl,
         pool_wait: serving.pool_wait,
         clients_only: serving.clients_only,
-        several_realms: several_realms(&config.intercept, &serving.upstream),
+        several_realms: apis::realms(&config.intercept, &serving.upstream).len() > 1,
         pseudonym: format!(
             "ghtap-{}",
             crate::github::etag::hex(&aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, &secret).as_ref()[..4])
@@ -191,6 +190,7 @@ pub async fn start(config: &Config, listeners: Listeners, apart: Apart, serving:
         serving.own_secret,
     );
     let clients = Arc::new(clients.map_err(Failure::new)?);
+    let pool_realm = apis::of_the_pool(&config.intercept, &serving.upstream);
     if serving.clients_only && !clients.has_registry() {
         return Err(Failure::new(
             "--clients-only needs a registry: --clients-file FILE, YAML with version: 1 and clients",
@@ -213,7 +213,7 @@ pub async fn start(config: &Config, listeners: Listeners, apart: Apart, serving:
     let parties = Parties {
         clients: clients.clone(),
         allowed: Allowed::new(serving.allow, serving.user_ttl),
-        pool: Pool::new(serving.pool, serving.pool_padding).map_err(Failure::new)?,
+        pool: Pool::new(serving.pool, &pool_realm, serving.pool_padding).map_err(Failure::new)?,
         outages: Outages::new(serving.offline_after, watched),
     };
     let exchange = Arc::new(Exchange::new(settings, origin, store, ledger, metrics.clone(), credentials, parties));
@@ -279,47 +279,6 @@ pub async fn start(config: &Config, listeners: Listeners, apart: Apart, serving:
         keeper,
         watcher,
     })
-}
-
-/// Opens the store that was asked for.
-async fn open_store(config: &Config, memory_only: bool, data_dir: &Path) -> Result<Store, Failure> {
-    let (max_bytes, memory_bytes) = (config.store_max_bytes, config.store_memory_bytes);
-    match &config.store {
-        StoreKind::Memory => Ok(Store::memory(max_bytes)),
-        _ if memory_only => Ok(Store::memory(max_bytes)),
-        StoreKind::Sled => {
-            let dir = data_dir.to_owned();
-            let room =
-                tokio::task::spawn_blocking(move || SledRoom::open(&dir, max_bytes)).await.map_err(Failure::new)?;
-            let failed = |e| Failure::new(format_args!("the store below {} cannot be opened: {e}", data_dir.display()));
-            Ok(Store::on_disk(room.map_err(failed)?, memory_bytes))
-        }
-        StoreKind::Redis(servers) => {
-            let ca = config.store_ca.as_ref().map(|path| {
-                std::fs::read(path).map_err(|e| Failure::new(format_args!("--store-ca {}: {e}", path.display())))
-            });
-            let reader = match &config.store_reader {
-                None => None,
-                Some(StoreKind::Redis(reader)) => Some(reader.clone()),
-                Some(_) => return Err(Failure::new("--store-reader is a redis:// or rediss:// URL")),
-            };
-            let options = redis::Options {
-                servers: servers.clone(),
-                reader,
-                ca: ca.transpose()?,
-                timeout: config.store_timeout,
-                ttl: config.store_ttl,
-            };
-            let room = RedisRoom::open(&options).map_err(|e| Failure::new(format_args!("--store: {e}")))?;
-            Ok(Store::in_redis(room, memory_bytes))
-        }
-    }
-}
-
-/// Whether more than one API is served: the same login may be somebody else at another.
-fn several_realms(intercept: &[String], upstream: &[Upstream]) -> bool {
-    let hosts = intercept.iter().chain(upstream.iter().map(|u| &u.host));
-    hosts.map(|h| realm(h)).collect::<std::collections::HashSet<_>>().len() > 1
 }
 
 impl Running {

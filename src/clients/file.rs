@@ -1,7 +1,7 @@
 //! The file of clients: names and secrets, as htpasswd writes them (`name:hash`), or github-proxy's registry
 //! (YAML, `version: 1`, `clients: [{name, token, scopes: [{method, path}]}]`).
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use aws_lc_rs::{constant_time, digest};
@@ -35,6 +35,8 @@ pub struct ClientsFile {
     secrets: HashMap<String, Secret>,
     /// By the digest of their token.
     by_token: HashMap<[u8; 32], Arc<Registered>, foldhash::fast::RandomState>,
+    /// Digests of tokens that earlier versions of the file had: no client's any more, and not GitHub's either.
+    former: HashSet<[u8; 32], foldhash::fast::RandomState>,
 }
 
 impl ClientsFile {
@@ -70,6 +72,44 @@ impl ClientsFile {
         let text = String::from_utf8(decoded).ok()?;
         let (user, password) = text.split_once(':').unwrap_or((&text, ""));
         self.by_token(password).or_else(|| self.by_token(user))
+    }
+
+    /// Whether an `Authorization` holds a client's token, however it is put, or one that was a client's.
+    pub fn holds_secret(&self, headers: &HeaderMap) -> bool {
+        use base64::engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE_NO_PAD};
+        if self.by_token.is_empty() && self.former.is_empty() {
+            return false;
+        }
+        let known = |text: &str| {
+            let digest = sha256(text);
+            self.by_token.contains_key(&digest) || self.former.contains(&digest)
+        };
+        let within = |text: &str| {
+            let apart = |c: char| c.is_whitespace() || ",:;\"'".contains(c);
+            text.split(apart).any(|piece| {
+                known(piece)
+                    || known(piece.trim_end_matches('='))
+                    || piece.split_once('=').is_some_and(|(_, v)| known(v))
+            })
+        };
+        headers.get_all(header::AUTHORIZATION).iter().any(|value| {
+            let text = String::from_utf8_lossy(value.as_bytes());
+            let decoded = |piece: &str| {
+                let piece = piece.trim_end_matches('=');
+                let bytes = STANDARD_NO_PAD.decode(piece).or_else(|_| URL_SAFE_NO_PAD.decode(piece));
+                bytes
+                    .ok()
+                    .and_then(|bytes| String::from_utf8(bytes).ok())
+                    .is_some_and(|text| within(&text) || known(&text))
+            };
+            within(&text) || known(text.trim()) || text.split([' ', '\t', ',']).any(decoded)
+        })
+    }
+
+    /// Remembers the tokens of the version before this one.
+    pub fn succeed(&mut self, before: &ClientsFile) {
+        self.former = before.former.iter().chain(before.by_token.keys()).copied().collect();
+        self.former.retain(|token| !self.by_token.contains_key(token));
     }
 
     fn by_token(&self, token: &str) -> Option<&Arc<Registered>> {
@@ -298,6 +338,30 @@ mod tests {
         let file =
             parse("version: 1\nclients:\n  - name: app\n    token: \"{{ env.TOKEN }}\"\n    scopes: []\n").unwrap();
         assert!(file.verify("app", "t0ken") && !file.verify("app", "{{ env.TOKEN }}") && !file.verify("b", "t0ken"));
+    }
+
+    #[test]
+    fn a_secret_is_found_however_it_is_put() {
+        let mut file = parse("version: 1\nclients: [{name: a, token: 's3+cret='}]").unwrap();
+        let headers = |value: &str| HeaderMap::from_iter([(header::AUTHORIZATION, value.parse().unwrap())]);
+        let encoded = base64::engine::general_purpose::URL_SAFE_NO_PAD.encode("x:s3+cret=");
+        for value in [
+            "token s3+cret=",
+            "Token token=\"s3+cret=\"",
+            "Bearer\ts3+cret=",
+            "token:s3+cret=",
+            "bearer,s3+cret=",
+            "Bearer x, Bearer s3+cret=",
+            &format!("Basic {encoded}"),
+        ] {
+            assert!(file.holds_secret(&headers(value)), "{value}");
+        }
+        assert!(!file.holds_secret(&headers("token ghp_x")) && file.registered(&headers("token s3+cret=")).is_some());
+        let mut next = parse("version: 1\nclients: [{name: a, token: other}]").unwrap();
+        next.succeed(&file);
+        assert!(next.registered(&headers("token s3+cret=")).is_none() && next.holds_secret(&headers("token s3+cret=")));
+        file.succeed(&next);
+        assert!(file.registered(&headers("token s3+cret=")).is_some());
     }
 
     #[test]

@@ -167,6 +167,14 @@ impl Clients {
         file.registered(headers).cloned()
     }
 
+    /// Whether an `Authorization` holds a client's secret, however it is put: nobody else is to see it.
+    pub fn holds_secret(&self, headers: &HeaderMap) -> bool {
+        self.file.as_ref().is_some_and(|(_, file)| {
+            let file = file.read().clone();
+            file.holds_secret(headers)
+        })
+    }
+
     /// Whether any client is known by a token.
     pub fn has_registry(&self) -> bool {
         self.file.as_ref().is_some_and(|(_, file)| file.read().has_tokens())
@@ -222,7 +230,8 @@ impl Clients {
             return;
         }
         match source.read() {
-            Ok(read) => {
+            Ok(mut read) => {
+                read.succeed(&file.read());
                 tracing::info!(clients = read.len(), file = %source.path.display(), "the clients were read again");
                 *file.write() = Arc::new(read);
             }

@@ -12,6 +12,7 @@ use std::sync::OnceLock;
 use http::Method;
 use regex::{Regex, RegexBuilder};
 
+use crate::github::credentials::api_path;
 use crate::github::graphql::Kind;
 use crate::origin::dial::percent_decode;
 
@@ -101,7 +102,7 @@ impl Scopes {
         Scopes(scopes)
     }
 
-    /// Whether a request for `path` (still encoded, without GHES's prefix) is in scope. For GraphQL's path `graphql` says
+    /// Whether a request for `path` (still encoded) is in scope. For GraphQL's path `graphql` says
     /// which operations the document has, or why it cannot be read.
     ///
     /// # Errors
@@ -113,20 +114,24 @@ impl Scopes {
         path: &str,
         graphql: Option<Result<&[Kind], &'static str>>,
     ) -> Result<(), OutOfScope> {
-        let path = plain(path).map_err(OutOfScope::Ambiguous)?;
-        let (folded, lower) = (fold_names(&path), path.to_ascii_lowercase());
+        let decoded = plain(path).map_err(OutOfScope::Ambiguous)?;
+        let path = api_path(&decoded);
+        if path == "/graphql" && graphql.is_none() {
+            return Err(OutOfScope::Unreadable("it is not a POST"));
+        }
+        let (folded, lower) = (fold_names(path), path.to_ascii_lowercase());
         // What may be read may be asked about.
         let method = if *method == Method::HEAD { "GET" } else { method.as_str() };
-        let mut fitting = self.0.iter().filter(|s| s.allows(method, &path, &folded, &lower));
+        let mut fitting = self.0.iter().filter(|s| s.allows(method, path, &folded, &lower));
         let Some(operations) = graphql else {
             return match fitting.next() {
                 Some(_) => Ok(()),
-                None => Err(missing(client, method, &path)),
+                None => Err(missing(client, method, path)),
             };
         };
         let fitting: Vec<&Scope> = fitting.collect();
         if fitting.is_empty() {
-            return Err(missing(client, method, &path));
+            return Err(missing(client, method, path));
         }
         for kind in operations.map_err(OutOfScope::Unreadable)? {
             let (allowed, name): (fn(&GraphQl) -> bool, _) = match kind {
@@ -270,6 +275,9 @@ mod tests {
         assert!(check(&queries, Err("no JSON")).unwrap_err().contains("no JSON"));
         assert!(check(&of(BOTH), Ok(&[Kind::Mutation])).is_ok());
         assert!(check(&scopes(&[("GET", "/.*")]), Ok(&[Kind::Query])).is_err());
+        for path in ["/graphql", "/%67raphql", "/api/%67raphql"] {
+            assert!(of(BOTH).check("c", &Method::POST, path, None).is_err(), "{path}");
+        }
     }
 
     #[test]

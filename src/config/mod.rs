@@ -217,7 +217,8 @@ pub struct Serve {
     /// Serve known clients only: those of --clients-file, with their secrets, and the networks of --client. Others get 407.
     #[arg(long, env = "GHTAP_REQUIRE_PROXY_AUTH", value_parser = clap::builder::FalseyValueParser::new(), action = clap::ArgAction::SetTrue)]
     pub require_proxy_auth: bool,
-    /// Serve those only whose Authorization is the token of a client in the registry. Others get 401.
+    /// Answer API requests of those only whose Authorization is the token of a client in the registry; others get 401.
+    /// (Who may use tunnels is --require-proxy-auth's affair.)
     #[arg(long, env = "GHTAP_CLIENTS_ONLY", value_parser = clap::builder::FalseyValueParser::new(), action = clap::ArgAction::SetTrue)]
     pub clients_only: bool,
     /// The API that requests for the tap's own address are for: its URL, with /api/v3 for a GitHub Enterprise Server.
@@ -466,6 +467,8 @@ pub enum StoreKind {
     Sled,
     Memory,
     Redis(Servers),
+    /// A URL that cannot be read, and why.
+    Wrong(String),
 }
 
 /// One `--upstream`.
@@ -547,9 +550,7 @@ mod tests {
         for (args, said) in [
             (["--resolve", "x:1"], "HOST:PORT:ADDR"),
             (["--freshness", "soon"], "revalidate, origin or a duration"),
-            (["--store", "redis://"], "the URL has no host"),
             (["--store", "disk:"], "redis://"),
-            (["--store", "redis://:secret@h:x"], "port"),
             (["--upstream", "ghe.example"], "https://"),
             (["--upstream", "https://ghe.example/api/v4"], "/api/v3"),
             (["--public-url", "tap:3128"], "http://"),

@@ -58,7 +58,8 @@ pub(super) fn store(text: &str) -> Result<StoreKind, String> {
         "sled:" | "sled" => Ok(StoreKind::Sled),
         "memory:" | "memory" => Ok(StoreKind::Memory),
         _ => match Servers::parse(text) {
-            Some(servers) => servers.map(StoreKind::Redis),
+            // Refused later, by who does not repeat it: there may be a password in it.
+            Some(servers) => Ok(servers.map_or_else(StoreKind::Wrong, StoreKind::Redis)),
             None => Err("sled:, memory: or redis://host is expected".into()),
         },
     }

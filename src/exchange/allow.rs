@@ -4,6 +4,7 @@
 //! cache; of an installation's token the answer that minted it, where that came through here.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::header;
@@ -14,8 +15,10 @@ use super::answer::Answer;
 use super::asked::Asked;
 use super::tally::Trace;
 use super::{AGENT, Exchange};
+use crate::body::Body;
 use crate::error::Error;
 use crate::github::credentials::{CredentialId, api_path};
+use crate::github::limits;
 
 /// Who is served.
 pub struct Allowed {
@@ -23,21 +26,24 @@ pub struct Allowed {
     names: HashSet<String>,
     /// What was found of a credential.
     verdicts: Cache<CredentialId, Verdict>,
+    /// How long that is so, in milliseconds.
+    ttl: u64,
 }
 
-#[derive(Clone, PartialEq, Eq)]
-enum Verdict {
-    Served,
-    /// And what it is called.
-    Refused(String),
+#[derive(Clone)]
+struct Verdict {
+    served: bool,
+    name: Arc<str>,
+    /// Milliseconds since 1970.
+    at: u64,
 }
 
 impl Allowed {
     /// None: everybody is served.
     pub fn new(names: impl IntoIterator<Item = String>, ttl: Duration) -> Option<Allowed> {
         let names: HashSet<String> = names.into_iter().collect();
-        let verdicts = Cache::builder().max_capacity(20_000).time_to_live(ttl.max(Duration::from_millis(1))).build();
-        (!names.is_empty()).then_some(Allowed { names, verdicts })
+        let ttl = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX);
+        (!names.is_empty()).then(|| Allowed { names, verdicts: Cache::new(20_000), ttl })
     }
 
     fn has(&self, name: &str) -> bool {
@@ -46,33 +52,56 @@ impl Allowed {
 }
 
 impl Exchange {
+    /// Whether a caller has a name at all, where one is needed.
+    pub(super) fn is_named(&self, asked: &Asked) -> Result<(), Error> {
+        match self.allowed.is_some() && !asked.headers.contains_key(header::AUTHORIZATION) {
+            true => Err(Error::Unauthenticated(
+                "this tap serves known users only: send Authorization with a token of theirs".into(),
+            )),
+            false => Ok(()),
+        }
+    }
+
     /// Whether a caller is served; the answer if not.
     pub(super) async fn admit(&self, asked: &Asked, trace: &Trace<'_>) -> Result<(), Answer> {
         let Some(allowed) = &self.allowed else { return Ok(()) };
-        let refuse = |error| Err(Answer::failed(error));
-        if asked.credential.is_anonymous() || !asked.headers.contains_key(header::AUTHORIZATION) {
-            return refuse(Error::Unauthenticated(
-                "this tap serves known users only: send Authorization with a token of theirs".into(),
-            ));
-        }
         if mints_for(asked).is_some_and(|id| allowed.has(&format!("installation:{id}"))) {
             return Ok(());
         }
-        let verdict = match allowed.verdicts.get(&asked.credential) {
-            Some(verdict) => verdict,
-            None => {
-                let name = self.whose(asked, trace).await?;
+        let verdict = self.verdict(allowed, asked, trace).await?;
+        match verdict.served {
+            true => Ok(()),
+            false => Err(Answer::failed(Error::Forbidden(format!(
+                "{} is not among those whom this tap serves (--allow-user)",
+                verdict.name
+            )))),
+        }
+    }
+
+    async fn verdict(&self, allowed: &Allowed, asked: &Asked, trace: &Trace<'_>) -> Result<Verdict, Answer> {
+        let before = allowed.verdicts.get(&asked.credential);
+        if let Some(verdict) = &before
+            && asked.at.saturating_sub(verdict.at) < allowed.ttl
+        {
+            return Ok(verdict.clone());
+        }
+        // While GitHub cannot say, what it said last holds, as long as a stored response would.
+        let stale = u64::try_from(self.settings.stale_max_age.as_millis()).unwrap_or(u64::MAX);
+        let holds = before.filter(|v| asked.at.saturating_sub(v.at) <= stale);
+        if let Some(verdict) = &holds
+            && self.outages.is_offline(&asked.target)
+        {
+            return Ok(verdict.clone());
+        }
+        match (self.whose(asked, trace).await, holds) {
+            (Ok(name), _) => {
                 let served = allowed.has(&name) || self.app_of(&name).is_some_and(|app| allowed.has(&app));
-                let verdict = if served { Verdict::Served } else { Verdict::Refused(name) };
+                let verdict = Verdict { served, name: name.into(), at: asked.at };
                 allowed.verdicts.insert(asked.credential, verdict.clone());
-                verdict
+                Ok(verdict)
             }
-        };
-        match verdict {
-            Verdict::Served => Ok(()),
-            Verdict::Refused(name) => {
-                refuse(Error::Forbidden(format!("{name} is not among those whom this tap serves (--allow-user)")))
-            }
+            (Err(answer), Some(verdict)) if answer.status.is_server_error() || is_limited(&answer) => Ok(verdict),
+            (Err(answer), _) => Err(answer),
         }
     }
 
@@ -98,11 +127,8 @@ impl Exchange {
                 Some(principal) => Ok(principal.name().to_string()),
                 None => Err(Answer::failed(Error::Forbidden("GitHub did not say whose this credential is".into()))),
             },
-            StatusCode::FORBIDDEN if answer.refusal.is_none() && !is_jwt => Err(Answer::failed(Error::Forbidden(
-                "GitHub does not say whose this credential is; an installation's token is known when it was minted \
-                 through this tap"
-                    .into(),
-            ))),
+            // Not asked about again at once: this is the answer that it gives of every installation's token.
+            StatusCode::FORBIDDEN if !is_jwt && !is_limited(&answer) => Ok(UNNAMED.to_owned()),
             _ => Err(answer),
         }
     }
@@ -113,6 +139,18 @@ impl Exchange {
         Some(format!("app:{}", self.credentials.app_of(id)?))
     }
 }
+
+/// Whether GitHub has only limited the asker.
+fn is_limited(answer: &Answer) -> bool {
+    let message: &[u8] = match &answer.body {
+        Body::Full(body) => &body[..body.len().min(4096)],
+        _ => b"",
+    };
+    limits::is_rate_limited(answer.status, &answer.headers, message)
+}
+
+/// Whoever GitHub does not name.
+const UNNAMED: &str = "a credential of which GitHub does not say whose it is (an installation's is known when it was minted through this tap)";
 
 /// The installation that a request mints a token for.
 fn mints_for(asked: &Asked) -> Option<&str> {
@@ -128,7 +166,7 @@ fn is_jwt(authorization: &[u8]) -> bool {
 }
 
 /// The fields of a question of our own with another's credential.
-fn own_fields(theirs: &HeaderMap) -> HeaderMap {
+pub(super) fn own_fields(theirs: &HeaderMap) -> HeaderMap {
     let mut headers = HeaderMap::new();
     for name in [header::HOST, header::AUTHORIZATION, header::COOKIE] {
         headers.extend(theirs.get_all(&name).iter().map(|v| (name.clone(), v.clone())));

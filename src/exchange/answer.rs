@@ -189,6 +189,9 @@ impl Marks {
     }
 }
 
+/// github-mirror's name for what is not there while GitHub is offline.
+pub(super) const OFFLINE_MISS: &str = "OFFLINE_MISS";
+
 /// github-mirror's name for an error that nothing stored stands in for.
 pub(super) fn error_name(unavailable: Unavailable) -> Option<&'static str> {
     match unavailable {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header};
 use hyper::body::Body as _;
 
-use super::answer::{Answer, Marks, Shared, error_name, stand_in_name};
+use super::answer::{Answer, Marks, OFFLINE_MISS, Shared, error_name, stand_in_name};
 use super::asked::Asked;
 use super::cached::{Chosen, missed};
 use super::reuse::not_modified_for;
@@ -14,7 +14,7 @@ use crate::body::{self, Body, Tee};
 use crate::cache::key::{Key, KeyId};
 use crate::cache::policy::{self, Means, Unavailable};
 use crate::cache::store::Loaded;
-use crate::cache::stored::Entry;
+use crate::cache::stored::{Entry, Validator};
 use crate::calls::Outcome;
 use crate::error::Error;
 use crate::fields;
@@ -120,13 +120,8 @@ impl Exchange {
 
     /// 401, 404, 410 and their like end this credential's right to what is stored, at once.
     fn revoke_if_refused(&self, asked: &Asked, id: KeyId, loaded: Option<&Arc<Loaded>>, means: Means) {
-        let holds = |l: &&Arc<Loaded>| l.entry.own(asked.credential).is_some();
-        if means == Means::Revoked && loaded.filter(holds).is_some() {
-            let fresh = || Entry::new(asked.key());
-            self.store.update(id, loaded, fresh, None, true, |entry| {
-                entry.revoke(asked.credential);
-                Vec::new()
-            });
+        if means == Means::Revoked {
+            self.store.revoke(id, loaded, asked.credential, asked.at);
         }
     }
 
@@ -176,7 +171,10 @@ impl Exchange {
     /// What this credential has had confirmed, if it is not too old.
     async fn stand_in(&self, asked: &Asked, id: KeyId, loaded: Option<Arc<Loaded>>, marks: Marks) -> Option<Answer> {
         let loaded = loaded?;
-        let (i, own) = loaded.entry.own(asked.credential)?;
+        let (i, own) = match loaded.entry.own(asked.credential) {
+            Some(own) => own,
+            None => self.of_the_pool(asked, &loaded.entry)?,
+        };
         if asked.is_probe || !policy::may_serve_stale(own, self.settings.stale_max_age, now_ms()) {
             return None;
         }
@@ -189,6 +187,28 @@ impl Exchange {
         }
         answer.headers.insert(header::AGE, age.into());
         Some(answer)
+    }
+
+    /// What any credential of the pool has had confirmed last: its clients could have been given that one, too.
+    fn of_the_pool<'e>(&self, asked: &Asked, entry: &'e Entry) -> Option<(usize, &'e Validator)> {
+        if !asked.of_registered {
+            return None;
+        }
+        let is_ours = |v: &&Validator| {
+            self.pool_ids.contains_key(&v.credential) || v.principal.as_ref().is_some_and(|p| self.pool.has(&p.name()))
+        };
+        let all = entry.representations.iter().enumerate();
+        let ours =
+            all.filter_map(|(i, r)| Some((i, r.validators.iter().filter(is_ours).max_by_key(|v| v.confirmed_at)?)));
+        ours.max_by_key(|(_, v)| v.confirmed_at)
+    }
+
+    /// What is stored and was confirmed, where nobody can be asked; none also for what is not for the cache.
+    pub(super) async fn unasked_stand_in(&self, asked: &Asked, marks: Marks) -> Option<Answer> {
+        policy::eligible(&asked.method, asked.path(), &asked.headers, false, &asked.precondition).ok()?;
+        let id = asked.key().id();
+        let loaded = self.store.load(id, asked.at).await;
+        self.stand_in(asked, id, loaded, marks).await
     }
 
     /// GitHub is offline: nobody is asked.
@@ -207,7 +227,7 @@ impl Exchange {
         };
         stored.unwrap_or_else(|| {
             let mut answer = Answer::failed(Error::Offline);
-            answer.marks.x_cache = Some("OFFLINE_MISS");
+            answer.marks.x_cache = Some(OFFLINE_MISS);
             answer
         })
     }

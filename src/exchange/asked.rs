@@ -23,6 +23,8 @@ use crate::origin::dial::Target;
 pub(super) struct Asked {
     pub caller: Caller,
     pub target: Target,
+    /// Whose quota and logins the API has that is asked.
+    pub realm: Arc<str>,
     pub method: Method,
     /// Origin-form.
     pub uri: Uri,
@@ -43,6 +45,8 @@ pub(super) struct Asked {
     pub is_probe: bool,
     /// Whether the path is one of the API's.
     pub is_api: bool,
+    /// Whether a client of the registry asks: the pool's credentials do for it.
+    pub of_registered: bool,
     /// The credential of the pool that it is asked with.
     pub pooled: Option<Pooled>,
     /// What it is about, if it is for GraphQL.
@@ -97,9 +101,10 @@ impl Exchange {
             is_api: uri.path().starts_with(api.prefix),
             caller: caller.clone(),
             target: target.clone(),
+            realm: api.realm.clone(),
             route,
             credential,
-            credential_name: self.realm_name(&target.host, &self.credentials.name(credential)),
+            credential_name: self.realm_name(&api.realm, &self.credentials.name(credential)),
             principal: self.credentials.principal(credential),
             method: parts.method,
             uri,
@@ -110,6 +115,7 @@ impl Exchange {
             accepts_gzip,
             at: now_ms(),
             is_probe: false,
+            of_registered: false,
             pooled: None,
             graphql: None,
         };
@@ -146,6 +152,7 @@ impl Asked {
         Some(Asked {
             caller: self.caller.clone(),
             target: self.target.clone(),
+            realm: self.realm.clone(),
             method: Method::GET,
             route: exchange.routes.find(&Method::GET, api_path(uri.path())),
             uri,
@@ -160,6 +167,7 @@ impl Asked {
             at: now_ms(),
             is_probe: true,
             is_api: true,
+            of_registered: self.of_registered,
             pooled: self.pooled.clone(),
             graphql: None,
         })

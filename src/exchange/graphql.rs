@@ -19,6 +19,7 @@ use crate::fields;
 use crate::github::credentials::{CredentialId, api_path};
 use crate::github::graphql::{self, Request};
 use crate::github::limits::Refusal;
+use crate::origin::dial::percent_decode;
 
 /// What all answers that are kept may weigh, in bytes.
 const ROOM: u64 = 32 << 20;
@@ -44,7 +45,14 @@ pub(super) type Read = Result<Request, &'static str>;
 impl Exchange {
     /// Whether a request is for the GraphQL endpoint.
     pub(super) fn is_graphql(method: &http::Method, path: &str) -> bool {
-        *method == http::Method::POST && api_path(path) == "/graphql"
+        if *method != http::Method::POST {
+            return false;
+        }
+        match path.contains('%') {
+            false => api_path(path) == "/graphql",
+            // As GitHub may read it.
+            true => api_path(&String::from_utf8_lossy(&percent_decode(path))) == "/graphql",
+        }
     }
 
     /// Reads a gathered request.

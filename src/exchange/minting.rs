@@ -28,11 +28,18 @@ impl Exchange {
         if let Some(secret) = installation.current(now_ms()) {
             return Ok(secret);
         }
+        if self.outages.is_offline(&asked.target) {
+            return Err("GitHub is offline".into());
+        }
         // One mints, the others wait for it.
         let _minting = installation.minting.lock().await;
         match installation.current(now_ms()) {
             Some(secret) => Ok(secret),
-            None => self.mint(account, installation, asked, trace).await,
+            None if installation.has_failed(now_ms()) => Err("minting has failed a moment ago".into()),
+            None => {
+                let minted = self.mint(account, installation, asked, trace).await;
+                minted.inspect_err(|_| installation.failed(now_ms()))
+            }
         }
     }
 
@@ -80,16 +87,21 @@ impl Exchange {
     /// Finds the installations that the pool's Apps have for the owner in the path; those of Apps whose installation the
     /// operator named are known.
     pub(super) async fn find_installations(&self, asked: &Asked, trace: &Trace<'_>, wanted: &Wanted) {
-        for app in self.pool.apps.iter().filter(|a| !a.fixed) {
+        if self.outages.is_offline(&asked.target) {
+            return;
+        }
+        for app in self.pool.apps.iter().filter(|a| !a.fixed && a.realm == wanted.realm) {
             let key = wanted.owner.clone().unwrap_or_default();
             // Without an owner, any installation will do: the first.
-            let known_any = || {
-                self.pool
-                    .accounts()
-                    .iter()
-                    .any(|a| matches!(&a.kind, Kind::Installation(i) if Arc::ptr_eq(&i.app, app)))
-            };
-            if self.pool.installation(app, &key).is_some() || (key.is_empty() && known_any()) {
+            let of_app = |a: &Arc<Account>| matches!(&a.kind, Kind::Installation(i) if Arc::ptr_eq(&i.app, app));
+            let is_known =
+                || self.pool.is_known(app, &key) || (key.is_empty() && self.pool.accounts().iter().any(of_app));
+            if is_known() {
+                continue;
+            }
+            // One looks, the others wait for it.
+            let _finding = app.finding.lock().await;
+            if is_known() {
                 continue;
             }
             match self.installation_for(app, asked, trace, wanted).await {
@@ -98,7 +110,10 @@ impl Exchange {
                     self.pool.found(app, "", number);
                 }
                 Ok((number, _)) => self.pool.found(app, &key, number),
-                Err(why) => tracing::warn!(app = app.name, why, "its installation could not be looked up"),
+                Err(why) => {
+                    self.pool.not_found_out(app, &key);
+                    tracing::warn!(app = app.name, why, "its installation could not be looked up");
+                }
             }
         }
     }
@@ -111,7 +126,12 @@ impl Exchange {
         wanted: &Wanted,
     ) -> Result<(Option<u64>, Option<String>), String> {
         let paths = match (&wanted.owner, &wanted.repository) {
-            (Some(_), Some(repository)) => vec![format!("/repos/{repository}/installation")],
+            // It may be installed on others of the owner's repositories only.
+            (Some(owner), Some(repository)) => vec![
+                format!("/repos/{repository}/installation"),
+                format!("/orgs/{owner}/installation"),
+                format!("/users/{owner}/installation"),
+            ],
             (Some(owner), None) => vec![format!("/orgs/{owner}/installation"), format!("/users/{owner}/installation")],
             _ => vec!["/app/installations?per_page=1".to_owned()],
         };
@@ -141,21 +161,41 @@ impl Exchange {
         asked: &Asked,
         trace: &Trace<'_>,
     ) -> Result<(StatusCode, Bytes), String> {
+        let mut authorization = HeaderValue::from_str(&format!("Bearer {}", jwt(app)?)).map_err(|e| e.to_string())?;
+        authorization.set_sensitive(true);
+        self.own(authorization, &format!("app:{}", app.name), method, path, asked, trace).await
+    }
+
+    /// Whether GitHub takes a credential at all: what it refused may have been the request. `/rate_limit` costs nothing.
+    pub(super) async fn is_taken(&self, account: &Account, secret: &Secret, asked: &Asked, trace: &Trace<'_>) -> bool {
+        let authorization = secret.authorization.clone();
+        let told = self.own(authorization, &account.name, Method::GET, "/rate_limit", asked, trace).await;
+        matches!(told, Ok((status, _)) if status != StatusCode::UNAUTHORIZED)
+    }
+
+    /// A request of our own, to the API that is asked.
+    async fn own(
+        &self,
+        authorization: HeaderValue,
+        name: &str,
+        method: Method,
+        path: &str,
+        asked: &Asked,
+        trace: &Trace<'_>,
+    ) -> Result<(StatusCode, Bytes), String> {
         let base = if api_path(asked.path()) == asked.path() { "" } else { "/api/v3" };
         let mut ours = asked.for_page(self, &format!("{base}{path}")).ok_or("the path is not valid")?;
         ours.route = self.routes.find(&method, path.split('?').next().unwrap_or(path));
         ours.method = method;
-        ours.accepts_gzip = false;
-        ours.accept_encoding = None;
+        ours.is_plain_only();
+        ours.pooled = None;
         ours.headers = HeaderMap::new();
-        let mut authorization = HeaderValue::from_str(&format!("Bearer {}", jwt(app)?)).map_err(|e| e.to_string())?;
-        authorization.set_sensitive(true);
         ours.headers.insert(header::AUTHORIZATION, authorization);
         ours.headers.insert(header::ACCEPT, HeaderValue::from_static("application/vnd.github+json"));
         ours.headers.insert(header::USER_AGENT, HeaderValue::from_static(AGENT));
         ours.headers.extend(asked.headers.get(header::HOST).map(|host| (header::HOST, host.clone())));
         ours.credential = self.credentials.identify(&ours.headers);
-        ours.credential_name = self.realm_name(&ours.target.host, &format!("app:{}", app.name).into());
+        ours.credential_name = self.realm_name(&ours.realm, &name.into());
         let mut request: Request<RequestBody> = ours.request(&self.via, RequestBody::Empty);
         if ours.method == Method::POST {
             request.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));

@@ -41,14 +41,14 @@ use crate::calls::live::Live;
 use crate::clients::{Caller, Clients, Registered};
 pub use crate::clock::now_ms;
 use crate::error::Error;
-use crate::github::credentials::{Credentials, api_path};
+use crate::github::credentials::{CredentialId, Credentials, api_path};
 use crate::github::limits::Refusal;
 use crate::github::routes::Routes;
 use crate::github::{self, hosts};
 use crate::metrics::Metrics;
 use crate::origin::dial::Target;
 use crate::origin::{self, Origin};
-use crate::pool::Pool;
+use crate::pool::{Kind, Pool};
 pub use allow::Allowed;
 use answer::{Answer, Shared};
 use asked::Asked;
@@ -92,6 +92,8 @@ pub struct Parties {
 #[derive(Clone, Debug)]
 pub struct Api {
     pub target: Target,
+    /// Whose quota and logins it has: the host, as a rule.
+    pub realm: Arc<str>,
     /// What its paths begin with; others of its host are passed on.
     pub prefix: &'static str,
     /// Whether content is to come without a coding: somebody has to read it on its way.
@@ -101,7 +103,11 @@ pub struct Api {
 impl Api {
     /// The API at a host whose TLS is terminated.
     pub fn intercepted(target: Target) -> Api {
-        Api { prefix: hosts::api_prefix(&target.host), target, plain: false }
+        let realm = match hosts::realm(&target.host) {
+            same if same == &*target.host => target.host.clone(),
+            other => other.into(),
+        };
+        Api { realm, prefix: hosts::api_prefix(&target.host), target, plain: false }
     }
 }
 
@@ -118,6 +124,8 @@ pub struct Exchange {
     pub clients: Arc<Clients>,
     pub outages: Outages,
     pub pool: Pool,
+    /// The credentials that the pool's were, within a day.
+    pool_ids: Cache<CredentialId, ()>,
     allowed: Option<Allowed>,
     pool_wait: Duration,
     answers: graphql::Answers,
@@ -140,8 +148,15 @@ pub struct Exchange {
 const CONFIRMED_FOR: Duration = Duration::from_secs(5);
 /// A 404 is remembered for a year at most.
 const LONGEST: Duration = Duration::from_secs(365 * 86_400);
+/// How long what a credential of the pool had confirmed may stand in for another.
+const POOL_IDS_FOR: Duration = Duration::from_secs(86_400);
 /// How long it is believed that a number stands for a repository.
 const NUMBERS_FOR: Duration = Duration::from_secs(3600);
+/// What only an App itself can ask for, with its JWT or its secret: GitHub answers 401 to whoever else does.
+const APPS_OWN: [&str; 2] = ["/app/", "/applications/"];
+/// Fields by which some servers take a request for another than it is.
+const OVERRIDES: [&str; 5] =
+    ["x-http-method-override", "x-http-method", "x-method-override", "x-original-url", "x-rewrite-url"];
 /// What we call ourselves in requests of our own: GitHub wants a User-Agent.
 const AGENT: &str = concat!("ghtap/", env!("CARGO_PKG_VERSION"));
 /// Bodies up to this size are read whole before they are sent on; larger ones pass through.
@@ -169,14 +184,15 @@ impl Exchange {
             ledger,
             metrics,
             live: Live::default(),
-            credentials,
             clients: parties.clients,
             outages: parties.outages,
+            pool_ids: pool_ids(&parties.pool, &credentials),
             pool: parties.pool,
             allowed: parties.allowed,
             pool_wait: settings.pool_wait,
             answers: graphql::Answers::new(settings.graphql_ttl),
             numbers: Cache::builder().max_capacity(20_000).time_to_live(NUMBERS_FOR).build(),
+            credentials,
             routes: Routes::new(),
             in_flight: Arc::default(),
             writes: writes::Writes::default(),
@@ -201,6 +217,7 @@ impl Exchange {
         let mut asked = self.understand(caller, api, parts);
         if let Some(client) = &registered {
             asked.caller.client = client.name.clone();
+            asked.of_registered = true;
             asked.is_plain_only();
         }
         let content = Content::of(incoming, self.settings.upload_idle, expects);
@@ -220,21 +237,24 @@ impl Exchange {
         if self.is_loop(&asked.headers) {
             return Answer::failed(Error::Loop);
         }
+        if let Err(error) = self.check_caller(&asked, registered.as_deref()) {
+            return Answer::failed(error);
+        }
         let is_graphql = Exchange::is_graphql(&asked.method, asked.path());
         if is_graphql || registered.is_some() {
-            content = match content.gather().await {
+            content = match content.gather(&self.keeper).await {
                 Ok(content) => content,
-                Err(error) => return Answer::failed(broken_off(error)),
+                Err(error) => return Answer::failed(error),
             };
         }
         if is_graphql {
             asked.graphql = Some(Exchange::read_graphql(&asked, &content));
         }
-        if let Err(error) = self.check_client(&asked, registered.as_deref()) {
-            return Answer::failed(error);
-        }
         match registered {
             Some(client) => {
+                if let Err(error) = self.check_scopes(&asked, trace, &client).await {
+                    return Answer::failed(error);
+                }
                 let answer = Box::pin(self.with_pool(&asked, trace, content)).await;
                 if client.scopes.is_some() {
                     self.note_numbers(&asked, &answer);
@@ -250,57 +270,113 @@ impl Exchange {
         }
     }
 
-    /// Whether a client may ask this: its scopes, and whether it has to be one of the registry.
-    fn check_client(&self, asked: &Asked, registered: Option<&Registered>) -> Result<(), Error> {
-        let has_registry = self.clients.has_registry();
-        if has_registry && registered.is_none() && asked.headers.get_all(header::AUTHORIZATION).iter().count() > 1 {
-            // One of them may be a client's secret.
-            return Err(Error::BadRequest("the request has more than one Authorization".into()));
+    /// Whether this tap serves a caller: before anything of his is read or kept.
+    fn check_caller(&self, asked: &Asked, registered: Option<&Registered>) -> Result<(), Error> {
+        if registered.is_some() {
+            return Ok(());
         }
-        if registered.is_none() && self.settings.clients_only {
+        if self.settings.clients_only {
             return Err(Error::Unauthenticated(
                 "this tap serves registered clients only: send Authorization with a client's token".into(),
             ));
         }
-        // Who asks with a GitHub token of his own is for GitHub to judge.
-        let Some(client) = registered else { return Ok(()) };
+        match self.clients.holds_secret(&asked.headers) {
+            true => Err(Error::Unauthenticated(
+                "the Authorization holds a token that is, or was, a client's, in a form that is not taken; send: token TOKEN".into(),
+            )),
+            false => self.is_named(asked),
+        }
+    }
+
+    /// Whether a client of the registry may ask this.
+    async fn check_scopes(&self, asked: &Asked, trace: &Trace<'_>, client: &Registered) -> Result<(), Error> {
+        let path = api_path(asked.path());
+        if APPS_OWN.iter().any(|own| path == own.trim_end_matches('/') || path.starts_with(own)) {
+            return Err(Error::Forbidden(format!(
+                "{path} is for an App itself, and not for the credentials of the pool"
+            )));
+        }
         let Some(scopes) = &client.scopes else { return Ok(()) };
-        let path = self.by_name(api_path(asked.path()));
+        let in_query = asked.uri.query().is_some_and(|q| q.split('&').any(|p| p.starts_with("_method=")));
+        if in_query || OVERRIDES.iter().any(|name| asked.headers.contains_key(*name)) {
+            return Err(Error::Forbidden(
+                "a request that asks for another method or path is not checked: ask plainly".into(),
+            ));
+        }
+        let path = match self.by_name(path) {
+            Some(named) => Cow::Owned(named),
+            None => match self.look_up_number(asked, trace, path).await {
+                Some(named) => Cow::Owned(named),
+                None => Cow::Borrowed(path),
+            },
+        };
         let kinds = asked.graphql.as_ref().map(|r| r.as_ref().map(|r| &r.kinds[..]).map_err(|why| *why));
         scopes.check(&client.name, &asked.method, &path, kinds).map_err(|out| Error::Forbidden(out.to_string()))
     }
 
-    /// A path that names a repository by its number, by its name, where a listing has told it: GitHub's links to further
-    /// pages have numbers.
-    fn by_name<'p>(&self, path: &'p str) -> Cow<'p, str> {
-        let named = path.strip_prefix("/repositories/").and_then(|rest| {
-            let (number, rest) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
-            Some(format!("/repos/{}{rest}", self.numbers.get(number)?))
-        });
-        named.map_or(Cow::Borrowed(path), Cow::Owned)
+    /// A path that names a repository by its number, by its name, where that is known: GitHub's links to further pages have
+    /// numbers.
+    fn by_name(&self, path: &str) -> Option<String> {
+        let rest = path.strip_prefix("/repositories/")?;
+        let (number, rest) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+        Some(format!("/repos/{}{rest}", self.numbers.get(number)?))
     }
 
-    /// Learns which number a repository has from the links of a listing.
+    /// The same, by asking GitHub: after a restart, or where another tap has shown the link.
+    async fn look_up_number(&self, asked: &Asked, trace: &Trace<'_>, path: &str) -> Option<String> {
+        #[derive(serde::Deserialize)]
+        struct Repository {
+            full_name: String,
+        }
+        let number = path.strip_prefix("/repositories/")?.split('/').next()?;
+        if number.is_empty() || number.len() > 20 || !number.bytes().all(|b| b.is_ascii_digit()) {
+            return None;
+        }
+        let base = if api_path(asked.path()) == asked.path() { "" } else { "/api/v3" };
+        let mut question = asked.for_page(self, &format!("{base}/repositories/{number}"))?;
+        question.is_plain_only();
+        question.headers = allow::own_fields(&asked.headers);
+        let answer = Box::pin(self.with_pool(&question, trace, Content::Empty)).await;
+        let Body::Full(body) = &answer.body else { return None };
+        let repository: Repository = serde_json::from_slice(body).ok().filter(|_| answer.status.is_success())?;
+        self.numbers.insert(number.to_owned(), repository.full_name);
+        self.by_name(path)
+    }
+
+    /// Learns which number a repository has from what GitHub links to, or redirects to.
     fn note_numbers(&self, asked: &Asked, answer: &Answer) {
-        let Some(link) = answer.headers.get(header::LINK).and_then(|v| v.to_str().ok()) else { return };
-        let path = self.by_name(api_path(asked.path()));
-        let mut parts = path.strip_prefix("/repos/").unwrap_or_default().splitn(3, '/');
-        let (Some(owner), Some(name), Some(rest)) = (parts.next(), parts.next(), parts.next()) else { return };
-        for (_, target) in crate::cache::listing::parse_links(link) {
-            let linked = target.split('?').next().unwrap_or_default();
-            if let Some((number, below)) =
-                api_path(linked).strip_prefix("/repositories/").and_then(|l| l.split_once('/'))
-                && below == rest
-            {
-                self.numbers.insert(number.to_owned(), format!("{owner}/{name}"));
+        let text = |name| answer.headers.get(name).and_then(|v| v.to_str().ok());
+        let links = text(header::LINK).map(crate::cache::listing::parse_links).unwrap_or_default();
+        let moved = text(header::LOCATION).and_then(|l| l.strip_prefix("https://")?.split_once('/'));
+        let moved = moved.filter(|(host, _)| **host == *asked.target.host).map(|(_, path)| format!("/{path}"));
+        if links.is_empty() && moved.is_none() {
+            return;
+        }
+        let path = api_path(asked.path());
+        let path = self.by_name(path).map_or(Cow::Borrowed(path), Cow::Owned);
+        let Some(named) = path.strip_prefix("/repos/") else { return };
+        let Some((owner, rest)) = named.split_once('/') else { return };
+        let (name, below) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+        for target in links.iter().map(|(_, target)| target).chain(&moved) {
+            let linked = api_path(target.split('?').next().unwrap_or_default());
+            if let Some(linked) = linked.strip_prefix("/repositories/") {
+                let (number, linked_below) = linked.split_at(linked.find('/').unwrap_or(linked.len()));
+                if linked_below == below {
+                    self.numbers.insert(number.to_owned(), format!("{owner}/{name}"));
+                }
             }
         }
     }
 
+    /// Whether a read is answered from the store, because GitHub is offline.
+    fn is_unanswerable(&self, asked: &Asked) -> bool {
+        let reads = matches!(asked.method, Method::GET | Method::HEAD);
+        reads && asked.is_api && self.outages.is_offline(&asked.target)
+    }
+
     /// Answers a request with the credential that it has.
     async fn answer(&self, asked: &Asked, trace: &Trace<'_>, content: &mut Content) -> Answer {
-        let reads = matches!(asked.method, Method::GET | Method::HEAD);
-        if reads && asked.is_api && self.outages.is_offline(&asked.target) {
+        if self.is_unanswerable(asked) {
             return self.offline(asked).await;
         }
         if asked.graphql.is_some() {
@@ -320,8 +396,7 @@ impl Exchange {
     }
 
     /// What reports call a credential: with its host, where more than one API is served.
-    fn realm_name(&self, host: &str, name: &Arc<str>) -> Arc<str> {
-        let realm = hosts::realm(host);
+    fn realm_name(&self, realm: &str, name: &Arc<str>) -> Arc<str> {
         match self.settings.several_realms && realm != github::API_HOST {
             true => format!("{name}@{realm}").into(),
             false => name.clone(),
@@ -421,6 +496,18 @@ impl Exchange {
             response
         })
     }
+}
+
+/// Personal tokens are known from the start, so that what they had confirmed before it stands in.
+fn pool_ids(pool: &Pool, credentials: &Credentials) -> Cache<CredentialId, ()> {
+    let ids = Cache::builder().max_capacity(10_000).time_to_live(POOL_IDS_FOR).build();
+    for account in pool.accounts() {
+        if let Kind::Token(secret) = &account.kind {
+            let headers = http::HeaderMap::from_iter([(header::AUTHORIZATION, secret.authorization.clone())]);
+            ids.insert(credentials.identify(&headers), ());
+        }
+    }
+    ids
 }
 
 /// Notes a write when it is dropped; what only reads is not one.

@@ -158,7 +158,7 @@ impl Exchange {
         headers.insert(header::HOST, HeaderValue::from_str(&super::asked::host_field(target))?);
         headers.insert(header::USER_AGENT, HeaderValue::from_static(super::AGENT));
         headers.insert(header::ACCEPT, HeaderValue::from_static("application/json"));
-        let response = self.origin.send(target, request).await?;
+        let response = self.origin.send_apart(target, request).await?;
         let status = response.status();
         match body::collect(response.into_body(), super::SMALL).await? {
             Ok(whole) => Ok((status, whole)),

@@ -6,12 +6,13 @@ use std::time::Duration;
 
 use http::{HeaderValue, StatusCode, header};
 
-use super::answer::Answer;
+use super::answer::{Answer, Marks, stand_in_name};
 use super::asked::Asked;
 use super::content::Content;
 use super::tally::Trace;
 use super::{Exchange, now_ms};
 use crate::body::Body;
+use crate::cache::policy::Unavailable;
 use crate::calls::Outcome;
 use crate::error::Error;
 use crate::github::credentials::api_path;
@@ -20,8 +21,8 @@ use crate::pool::account::Secret;
 use crate::pool::{Account, Choice, Kind, Wanted};
 use crate::rewrite::Rule;
 
-/// How often one request is tried.
-const MAX_TRIES: usize = 12;
+/// How often one request is tried at the most, however many credentials there are.
+const MAX_TRIES: usize = 200;
 /// How long a credential rests that GitHub does not take, in milliseconds.
 const REFUSED_REST: u64 = 600_000;
 /// How long an App rests for which no token could be minted, in milliseconds.
@@ -37,29 +38,39 @@ pub(super) struct Pooled {
 impl Exchange {
     /// Answers with credentials of the pool.
     pub(super) async fn with_pool(&self, asked: &Asked, trace: &Trace<'_>, mut content: Content) -> Answer {
-        let wanted = Wanted::of(&asked.method, api_path(asked.path()), asked.route.name);
+        if self.is_unanswerable(asked) {
+            return self.offline(asked).await;
+        }
+        let wanted = Wanted::of(&asked.realm, &asked.method, api_path(asked.path()), asked.route.name);
         let until = now_ms() + u64::try_from(self.pool_wait.as_millis()).unwrap_or(0);
         self.find_installations(asked, trace, &wanted).await;
-        let mut tried = Vec::new();
+        // Those that were limited may be asked again, if there is time to wait; those that were not given it, not.
+        let mut limited: Vec<u64> = Vec::new();
         let mut unseen: Vec<u64> = Vec::new();
         let mut fallback: Option<Fallback> = None;
         let mut tries = 0;
-        while tries < MAX_TRIES && content.is_there() {
+        while content.is_there() && tries < MAX_TRIES {
+            let tried = [&limited[..], &unseen[..]].concat();
             let account = match self.pool.choose(&wanted, &tried, now_ms()) {
                 Choice::Account(account) => account,
-                // Somebody was not given it: that is their answer, whoever else may be back soon.
-                Choice::Resting(ms) if unseen.is_empty() && now_ms() + ms <= until => {
-                    tokio::time::sleep(Duration::from_millis(ms.max(1))).await;
-                    continue;
-                }
-                Choice::Resting(_) | Choice::None => break,
+                Choice::Resting(_) | Choice::None => match self.back_in(&wanted, &unseen) {
+                    Some(ms) if now_ms() + ms <= until => {
+                        tokio::time::sleep(Duration::from_millis(ms.max(1))).await;
+                        limited.clear();
+                        continue;
+                    }
+                    _ => break,
+                },
             };
             tries += 1;
             let secret = match self.secret(&account, asked, trace).await {
                 Ok(secret) => secret,
                 Err(why) => {
-                    tracing::warn!(credential = &*account.name, why, "no token could be minted");
-                    account.rest(None, now_ms() + MINT_REST);
+                    if !self.outages.is_offline(&asked.target) {
+                        tracing::warn!(credential = &*account.name, why, "no token could be minted");
+                        account.rest(None, now_ms() + MINT_REST);
+                    }
+                    limited.push(account.id);
                     continue;
                 }
             };
@@ -78,7 +89,8 @@ impl Exchange {
                     return answer;
                 }
                 Some(Refusal::Limited { until }) => {
-                    self.rest(&account, &answer, until);
+                    self.rest(&account, &answer, &wanted, until);
+                    limited.push(account.id);
                     fallback = Fallback::better(fallback, Fallback::of(answer, Why::Limited));
                 }
                 Some(Refusal::Unauthorized) => {
@@ -92,50 +104,82 @@ impl Exchange {
                             credential = &*account.name,
                             "GitHub does not take its token any more; a new one is minted"
                         );
+                    } else if self.is_taken(&account, &pooled.secret, asked, trace).await {
+                        // It was the request that it refused.
+                        return answer;
                     } else {
                         tracing::error!(
                             credential = &*account.name,
                             "GitHub does not take this credential of the pool"
                         );
                         account.rest(None, now_ms() + REFUSED_REST);
+                        limited.push(account.id);
                     }
                     fallback = Fallback::better(fallback, Fallback::of(answer, Why::Unauthorized));
                 }
                 Some(Refusal::Unseen) => {
-                    if self.pool.is_final(&account, &wanted, answer.status == StatusCode::NOT_FOUND) {
+                    if self.pool.is_final(&account, &wanted) {
                         return answer;
                     }
-                    tried.push(account.id);
                     unseen.push(account.id);
                     fallback = Fallback::better(fallback, Fallback::of(answer, Why::Unseen));
                 }
             }
         }
-        self.for_want_of_better(&wanted, &tried, fallback)
+        let answer = self.for_want_of_better(&wanted, &limited, &unseen, &content, fallback);
+        if answer.status != StatusCode::TOO_MANY_REQUESTS {
+            return answer;
+        }
+        // As for any client that GitHub limits.
+        let name = stand_in_name(Unavailable::RateLimited);
+        let marks = Marks { hit: true, forwarded: Some("stale"), x_cache: Some(name), ..Marks::default() };
+        self.unasked_stand_in(asked, marks).await.unwrap_or(answer)
+    }
+
+    /// In how many milliseconds somebody is back who may bring a better answer than those who were not given it.
+    fn back_in(&self, wanted: &Wanted, unseen: &[u64]) -> Option<u64> {
+        if !unseen.is_empty() {
+            return self.pool.seer_is_back_in(wanted, unseen, now_ms());
+        }
+        match self.pool.choose(wanted, &[], now_ms()) {
+            Choice::Resting(ms) => Some(ms),
+            _ => None,
+        }
     }
 
     /// The answer when no credential has brought a good one.
-    fn for_want_of_better(&self, wanted: &Wanted, tried: &[u64], fallback: Option<Fallback>) -> Answer {
+    fn for_want_of_better(
+        &self,
+        wanted: &Wanted,
+        limited: &[u64],
+        unseen: &[u64],
+        content: &Content,
+        fallback: Option<Fallback>,
+    ) -> Answer {
         match fallback {
-            Some(Fallback { why: Why::Unseen, answer }) => {
-                if matches!(self.pool.choose(wanted, tried, now_ms()), Choice::None) {
-                    self.pool.nobody_saw(wanted, answer.status == StatusCode::NOT_FOUND);
+            Some(Fallback { why: Why::StandIn, answer }) => answer,
+            Some(Fallback { why: Why::Unseen, answer }) => match self.back_in(wanted, unseen) {
+                // It is there, for one that rests.
+                Some(ms) => exhausted(ms),
+                None => {
+                    if limited.is_empty() && matches!(self.pool.choose(wanted, unseen, now_ms()), Choice::None) {
+                        self.pool.nobody_saw(wanted);
+                    }
+                    answer
                 }
-                return answer;
-            }
-            Some(Fallback { why: Why::StandIn, answer }) => return answer,
-            _ => {}
-        }
-        // When is the first back?
-        match self.pool.choose(wanted, &[], now_ms()) {
-            Choice::Resting(ms) => exhausted(ms),
-            Choice::Account(_) => fallback.map_or_else(no_credential, |f| f.answer),
-            Choice::None => no_credential(),
+            },
+            Some(fallback) => match self.back_in(wanted, &[]) {
+                Some(ms) => exhausted(ms),
+                // Another has quota; but what was to be sent is gone.
+                None if fallback.why == Why::Limited && !content.is_there() => exhausted(1000),
+                None => fallback.answer,
+            },
+            None => self.back_in(wanted, &[]).map_or_else(no_credential, exhausted),
         }
     }
 
     /// Lets a credential rest that GitHub has limited. `until` in milliseconds since 1970.
-    fn rest(&self, account: &Account, answer: &Answer, until: Option<u64>) {
+    fn rest(&self, account: &Account, answer: &Answer, wanted: &Wanted, until: Option<u64>) {
         let quota = Quota::read(&answer.headers);
         let padding = u64::try_from(self.pool.padding().as_millis()).unwrap_or(0);
         let reset = quota.reset.filter(|_| quota.remaining == Some(0)).map(|s| s.saturating_mul(1000));
@@ -143,7 +187,7 @@ impl Exchange {
             // Retry-After: a secondary limit, which is of all that the credential does.
             (Some(until), _) => account.rest(None, until.max(now_ms() + 1000)),
             (None, Some(reset)) if reset > now_ms() => {
-                account.rest(Some(quota.resource.unwrap_or("core")), reset.saturating_add(padding));
+                account.rest(Some(quota.resource.unwrap_or(wanted.resource)), reset.saturating_add(padding));
             }
             // "Otherwise, wait for at least one minute."
             _ => account.rest(None, now_ms() + 60_000),
@@ -160,7 +204,8 @@ impl Asked {
         asked.headers.insert(header::AUTHORIZATION, pooled.secret.authorization.clone());
         asked.credential = exchange.credentials.identify(&asked.headers);
         asked.principal = exchange.credentials.principal(asked.credential);
-        asked.credential_name = exchange.realm_name(&asked.target.host, &pooled.account.name);
+        asked.credential_name = exchange.realm_name(&asked.realm, &pooled.account.name);
+        exchange.pool_ids.insert(asked.credential, ());
         asked.pooled = Some(pooled.clone());
         asked
     }

@@ -37,6 +37,8 @@ pub struct Request {
 /// Deeper and longer documents are not read.
 const MAX_DEPTH: usize = 200;
 const MAX_TOKENS: usize = 50_000;
+/// What one request can cost, in points: an hour's limit.
+const MAX_COST: u64 = 12_500;
 
 impl Request {
     /// Reads a request's content.
@@ -118,7 +120,8 @@ pub fn cost(answer: &[u8]) -> Option<u64> {
     struct RateLimit {
         cost: Option<u64>,
     }
-    serde_json::from_slice::<Answer>(answer).ok()?.data?.rate_limit?.cost
+    // An alias can put any number there.
+    serde_json::from_slice::<Answer>(answer).ok()?.data?.rate_limit?.cost.map(|cost| cost.min(MAX_COST))
 }
 
 /// Whether an answer is without errors: GraphQL's come with a 200.

@@ -18,6 +18,15 @@ pub fn realm(host: &str) -> &str {
     }
 }
 
+/// The same for an upstream that is named by its URL. GitHub itself speaks TLS: what does not is something before it.
+pub fn upstream_realm(tls: bool, host: &str, port: u16, base: &str) -> String {
+    match (tls, port, base) {
+        (true, 443, _) => realm(host).to_owned(),
+        (false, _, "") => super::API_HOST.to_owned(),
+        _ => format!("{host}:{port}"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

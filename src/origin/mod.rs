@@ -125,6 +125,15 @@ impl Origin {
         let permit = tokio::time::timeout(self.limits.response, self.permits.acquire());
         // Held until the head is there: a client that reads slowly must not keep others from asking.
         let _permit = permit.await.map_err(|_| Error::Busy)?.map_err(|_| Error::Busy)?;
+        self.send_apart(target, request).await
+    }
+
+    /// The same, however many are under way: for a request of our own that must not wait for clients.
+    pub async fn send_apart(
+        &self,
+        target: &Target,
+        request: Request<RequestBody>,
+    ) -> Result<Response<UpstreamBody>, Error> {
         let pool = self.pools[workers::index() % self.pools.len()].of(target);
         let mut request = request;
         if let Some(link) = pool.take().await {

@@ -15,6 +15,8 @@ pub struct Account {
     pub id: u64,
     /// `pat:NAME` or `installation:ID`.
     pub name: Arc<str>,
+    /// The API that it is for.
+    pub realm: Arc<str>,
     pub kind: Kind,
     /// Whose it is, lower case, where that is known.
     owner: Mutex<Option<String>>,
@@ -33,6 +35,8 @@ pub struct Installation {
     pub app: Arc<App>,
     pub number: u64,
     minted: Mutex<Option<Minted>>,
+    /// When minting last failed, in milliseconds since 1970.
+    failed_at: AtomicU64,
     /// Held by who mints.
     pub minting: tokio::sync::Mutex<()>,
 }
@@ -63,6 +67,8 @@ struct State {
 
 /// A token is replaced when it has less than this left, in milliseconds: five minutes.
 const RENEW_BEFORE: u64 = 300_000;
+/// How long after a failure nobody tries to mint again, in milliseconds.
+const FAILED_FOR: u64 = 10_000;
 
 impl std::fmt::Debug for Account {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -87,7 +93,13 @@ impl Kind {
     }
 
     pub(super) fn installation(app: Arc<App>, number: u64) -> Kind {
-        Kind::Installation(Installation { app, number, minted: Mutex::default(), minting: tokio::sync::Mutex::new(()) })
+        Kind::Installation(Installation {
+            app,
+            number,
+            minted: Mutex::default(),
+            failed_at: AtomicU64::new(0),
+            minting: tokio::sync::Mutex::new(()),
+        })
     }
 }
 
@@ -95,6 +107,16 @@ impl Installation {
     /// Its token, if it has one that lives for a while yet.
     pub fn current(&self, now: u64) -> Option<Secret> {
         self.minted.lock().as_ref().filter(|m| m.expires > now + RENEW_BEFORE).map(|m| m.secret.clone())
+    }
+
+    /// Minting failed: those who waited for it need not try, too.
+    pub fn failed(&self, now: u64) {
+        self.failed_at.store(now, Ordering::Relaxed);
+    }
+
+    /// Whether minting has failed a moment ago.
+    pub fn has_failed(&self, now: u64) -> bool {
+        now.saturating_sub(self.failed_at.load(Ordering::Relaxed)) < FAILED_FOR
     }
 
     /// A token was minted. `expires` in milliseconds since 1970.
@@ -118,10 +140,11 @@ impl Installation {
 }
 
 impl Account {
-    pub(super) fn new(id: u64, name: String, kind: Kind, owner: Option<String>) -> Account {
+    pub(super) fn new(id: u64, name: String, realm: Arc<str>, kind: Kind, owner: Option<String>) -> Account {
         Account {
             id,
             name: name.into(),
+            realm,
             kind,
             owner: Mutex::new(owner),
             state: Mutex::default(),

@@ -23,8 +23,14 @@ pub struct App {
     /// Its id or client id: the issuer of its JWTs.
     pub issuer: String,
     pub key: jsonwebtoken::EncodingKey,
+    /// The API that it is for: host, and port where that is unusual.
+    pub realm: Arc<str>,
     /// The one installation that the operator named; else they are found by owner.
     pub fixed: bool,
+    /// Held by who looks an installation up.
+    pub finding: tokio::sync::Mutex<()>,
+    /// Owners that could not be looked up just now.
+    failed: Cache<String, ()>,
     /// Which installation an owner has; none: it has none.
     by_owner: Cache<String, Option<Arc<Account>>>,
 }
@@ -46,6 +52,8 @@ pub struct Pool {
 /// What a request is for, as far as the choice goes.
 #[derive(Clone, Debug)]
 pub struct Wanted {
+    /// The API that is asked.
+    pub realm: Arc<str>,
     pub resource: &'static str,
     /// Lower case.
     pub owner: Option<String>,
@@ -68,12 +76,14 @@ pub enum Choice {
 const SEEN_FOR: Duration = Duration::from_secs(3600);
 const BLIND_FOR: Duration = Duration::from_secs(600);
 const NOWHERE_FOR: Duration = Duration::from_secs(300);
+/// How long who could not be looked up is left alone.
+const FAILED_FOR: Duration = Duration::from_secs(30);
 /// An owner without an installation may get one.
 const OWNER_FOR: Duration = Duration::from_secs(600);
 
 impl Wanted {
     /// Reads a request's target, without GHES's prefix.
-    pub fn of(method: &Method, path: &str, route: &'static str) -> Wanted {
+    pub fn of(realm: &Arc<str>, method: &Method, path: &str, route: &'static str) -> Wanted {
         let mut parts = path.strip_prefix('/').unwrap_or(path).split('/');
         let (owner, repository) = match (parts.next(), parts.next(), parts.next()) {
             (Some("repos"), Some(owner), Some(name)) if !owner.is_empty() && !name.is_empty() => {
@@ -90,7 +100,7 @@ impl Wanted {
             p if p.starts_with("/app-manifests/") && *method == Method::POST => "integration_manifest",
             _ => "core",
         };
-        Wanted { resource, owner, repository, route }
+        Wanted { realm: realm.clone(), resource, owner, repository, route }
     }
 
     fn sight(&self) -> Option<String> {
@@ -99,9 +109,11 @@ impl Wanted {
 }
 
 impl Pool {
+    /// `realm` is the API that credentials are for which name none.
+    ///
     /// # Errors
     /// A key that is none; it names the App.
-    pub fn new(found: Found, padding: Duration) -> Result<Pool, String> {
+    pub fn new(found: Found, realm: &str, padding: Duration) -> Result<Pool, String> {
         fn cache<K: std::hash::Hash + Eq + Send + Sync + 'static>(ttl: Duration) -> Cache<K, ()> {
             Cache::builder().max_capacity(20_000).time_to_live(ttl).build()
         }
@@ -114,17 +126,30 @@ impl Pool {
             blind: cache(BLIND_FOR),
             nowhere: cache(NOWHERE_FOR),
         };
-        for FoundToken { name, token } in found.tokens {
-            pool.add(name, Kind::token(&token)?, None);
+        let of =
+            |host: Option<String>| -> Arc<str> { host.map_or_else(|| realm.into(), |h| h.to_ascii_lowercase().into()) };
+        for FoundToken { name, token, host } in found.tokens {
+            let kind = Kind::token(&token).map_err(|why| format!("{name}: {why}"))?;
+            pool.add(&mut pool.accounts.write(), name, of(host), kind, None);
         }
-        for FoundApp { name, id, installation, pem } in found.apps {
+        for FoundApp { name, id, installation, pem, host } in found.apps {
             let key = jsonwebtoken::EncodingKey::from_rsa_pem(pem.as_bytes())
                 .map_err(|_| format!("the private key of the App {name:?} is not an RSA key in PEM"))?;
             let by_owner = Cache::builder().max_capacity(10_000).time_to_live(OWNER_FOR).build();
-            let app = Arc::new(App { name, issuer: id, key, fixed: installation.is_some(), by_owner });
+            let app = Arc::new(App {
+                name,
+                issuer: id,
+                key,
+                realm: of(host),
+                fixed: installation.is_some(),
+                by_owner,
+                finding: tokio::sync::Mutex::new(()),
+                failed: Cache::builder().max_capacity(10_000).time_to_live(FAILED_FOR).build(),
+            });
             pool.apps.push(app.clone());
             if let Some(number) = installation {
-                pool.add(format!("installation:{number}"), Kind::installation(app, number), None);
+                let (name, realm) = (format!("installation:{number}"), app.realm.clone());
+                pool.add(&mut pool.accounts.write(), name, realm, Kind::installation(app, number), None);
             }
         }
         Ok(pool)
@@ -134,9 +159,16 @@ impl Pool {
         self.accounts.read().is_empty() && self.apps.is_empty()
     }
 
-    fn add(&self, name: String, kind: Kind, owner: Option<String>) -> Arc<Account> {
-        let account = Arc::new(Account::new(self.next.fetch_add(1, Ordering::Relaxed), name, kind, owner));
-        self.accounts.write().push(account.clone());
+    fn add(
+        &self,
+        accounts: &mut Vec<Arc<Account>>,
+        name: String,
+        realm: Arc<str>,
+        kind: Kind,
+        owner: Option<String>,
+    ) -> Arc<Account> {
+        let account = Arc::new(Account::new(self.next.fetch_add(1, Ordering::Relaxed), name, realm, kind, owner));
+        accounts.push(account.clone());
         account
     }
 
@@ -145,19 +177,26 @@ impl Pool {
         self.accounts.read().clone()
     }
 
-    /// What is known of an App's installation for an owner; none: nothing yet.
-    pub fn installation(&self, app: &App, owner: &str) -> Option<Option<Arc<Account>>> {
-        app.by_owner.get(owner)
+    /// Whether it is known which installation an App has for an owner, or not worth asking just now.
+    pub fn is_known(&self, app: &App, owner: &str) -> bool {
+        app.by_owner.contains_key(owner) || app.failed.contains_key(owner)
+    }
+
+    /// An owner's installation could not be looked up.
+    pub fn not_found_out(&self, app: &App, owner: &str) {
+        app.failed.insert(owner.to_owned(), ());
     }
 
     /// Remembers which installation an App has for an owner.
     pub fn found(&self, app: &Arc<App>, owner: &str, number: Option<u64>) {
         let account = number.map(|number| {
+            let mut accounts = self.accounts.write();
             let same = |a: &&Arc<Account>| matches!(&a.kind, Kind::Installation(i) if i.number == number && Arc::ptr_eq(&i.app, app));
-            let known = self.accounts.read().iter().find(same).cloned();
+            let known = accounts.iter().find(same).cloned();
             known.unwrap_or_else(|| {
                 let kind = Kind::installation(app.clone(), number);
-                self.add(format!("installation:{number}"), kind, Some(owner.to_owned()))
+                let (name, owner) = (format!("installation:{number}"), (!owner.is_empty()).then(|| owner.to_owned()));
+                self.add(&mut accounts, name, app.realm.clone(), kind, owner)
             })
         });
         app.by_owner.insert(owner.to_owned(), account);
@@ -168,7 +207,8 @@ impl Pool {
     pub fn choose(&self, wanted: &Wanted, tried: &[u64], now: u64) -> Choice {
         let mut best: Option<((u8, u64), Arc<Account>)> = None;
         let mut back: Option<u64> = None;
-        for account in self.accounts.read().iter().filter(|a| !tried.contains(&a.id)) {
+        let suits = |a: &&Arc<Account>| a.realm == wanted.realm && !tried.contains(&a.id);
+        for account in self.accounts.read().iter().filter(suits) {
             let until = account.rests_until(wanted.resource, now);
             if until > now {
                 back = Some(back.map_or(until, |b: u64| b.min(until)));
@@ -201,39 +241,66 @@ impl Pool {
         }
     }
 
-    /// Whether an account's word that something is not there (404), or not for it (403), is to be believed, and no other
-    /// asked: it sees the repository, or nobody was given this lately.
-    pub fn is_final(&self, account: &Account, wanted: &Wanted, is_missing: bool) -> bool {
-        let Some(repository) = &wanted.repository else { return true };
-        match is_missing {
-            true => self.sees.contains_key(&(account.id, repository.clone())) || self.nowhere.contains_key(repository),
-            false => wanted.sight().is_none_or(|s| self.nowhere.contains_key(&s)),
+    /// Whether an account's word that something is not there, or not for it, is to be believed, and no other asked: nobody
+    /// was given such a thing lately, and it sees the repository, or nobody does.
+    pub fn is_final(&self, account: &Account, wanted: &Wanted) -> bool {
+        let (Some(repository), Some(sight)) = (&wanted.repository, wanted.sight()) else { return true };
+        let sees = self.sees.contains_key(&(account.id, repository.clone()));
+        if sees {
+            self.nowhere.contains_key(&sight)
+        } else {
+            self.nowhere.contains_key(repository) && !self.is_seen(repository)
         }
+    }
+
+    fn is_seen(&self, repository: &String) -> bool {
+        self.accounts.read().iter().any(|a| self.sees.contains_key(&(a.id, repository.clone())))
+    }
+
+    /// In how many milliseconds somebody is back who is known to see the repository, if none of those who were asked is.
+    pub fn seer_is_back_in(&self, wanted: &Wanted, asked: &[u64], now: u64) -> Option<u64> {
+        let repository = wanted.repository.as_ref()?;
+        let accounts = self.accounts.read();
+        let seers =
+            accounts.iter().filter(|a| a.realm == wanted.realm && self.sees.contains_key(&(a.id, repository.clone())));
+        let (done, left): (Vec<_>, Vec<_>) = seers.partition(|a| asked.contains(&a.id));
+        let back = left.iter().map(|a| a.rests_until(wanted.resource, now).saturating_sub(now)).min()?;
+        done.is_empty().then_some(back)
     }
 
     /// No account was given it.
-    pub fn nobody_saw(&self, wanted: &Wanted, is_missing: bool) {
-        let what = if is_missing { wanted.repository.clone() } else { wanted.sight() };
-        if let Some(what) = what {
-            self.nowhere.insert(what, ());
+    pub fn nobody_saw(&self, wanted: &Wanted) {
+        if let (Some(repository), Some(sight)) = (&wanted.repository, wanted.sight()) {
+            self.nowhere.insert(sight, ());
+            if !self.is_seen(repository) {
+                self.nowhere.insert(repository.clone(), ());
+            }
         }
     }
 
-    /// An account was answered.
+    /// An account was given it.
     pub fn saw(&self, account: &Account, wanted: &Wanted) {
-        if let Some(repository) = &wanted.repository {
+        if let (Some(repository), Some(sight)) = (&wanted.repository, wanted.sight()) {
             let key = (account.id, repository.clone());
             if !self.sees.contains_key(&key) {
                 self.sees.insert(key, ());
             }
+            self.blind.invalidate(&(account.id, sight));
         }
     }
 
     /// Accounts were refused what another was given.
     pub fn did_not_see(&self, accounts: &[u64], wanted: &Wanted) {
-        if let Some(sight) = wanted.sight() {
+        if let Some(sight) = wanted.sight().filter(|_| !accounts.is_empty()) {
             accounts.iter().for_each(|id| self.blind.insert((*id, sight.clone()), ()));
+            // Somebody does see such things.
+            self.nowhere.invalidate(&sight);
         }
+    }
+
+    /// Whether an installation is one of the pool's.
+    pub fn has(&self, name: &str) -> bool {
+        name.starts_with("installation:") && self.accounts.read().iter().any(|a| *a.name == *name)
     }
 
     /// How long a credential rests past its reset.
@@ -248,12 +315,13 @@ mod tests {
     use crate::github::limits::Quota;
 
     fn pool(names: &[&str]) -> Pool {
-        let tokens = names.iter().map(|n| FoundToken { name: (*n).into(), token: format!("ghp_{n}") }).collect();
-        Pool::new(Found { tokens, apps: Vec::new() }, Duration::ZERO).unwrap()
+        let token = |n: &&str| FoundToken { name: (*n).into(), token: format!("ghp_{n}"), host: None };
+        let tokens = names.iter().map(token).collect();
+        Pool::new(Found { tokens, apps: Vec::new() }, "api.github.com", Duration::ZERO).unwrap()
     }
 
     fn wanted(path: &str) -> Wanted {
-        Wanted::of(&Method::GET, path, "GET /x")
+        Wanted::of(&"api.github.com".into(), &Method::GET, path, "GET /x")
     }
 
     fn name(choice: Choice) -> String {
@@ -299,11 +367,42 @@ mod tests {
         assert_eq!(name(pool.choose(&wanted("/repos/o/other"), &[], 2000)), "b");
         pool.did_not_see(&[all[1].id], &wanted("/repos/o/other"));
         assert_eq!(name(pool.choose(&wanted("/repos/o/other"), &[], 2000)), "a");
-        assert!(pool.is_final(&all[0], &there, true) && !pool.is_final(&all[1], &there, true));
-        assert!(!pool.is_final(&all[0], &there, false));
-        pool.nobody_saw(&there, true);
-        pool.nobody_saw(&there, false);
-        assert!(pool.is_final(&all[1], &there, true) && pool.is_final(&all[1], &there, false));
+        let elsewhere = Wanted::of(&"ghe.example".into(), &Method::GET, "/repos/o/r", "GET /x");
+        assert_eq!(name(pool.choose(&elsewhere, &[], 2000)), "none", "credentials are for one API");
+    }
+
+    #[test]
+    fn a_404_is_believed_when_nobody_knows_better() {
+        let pool = pool(&["a", "b"]);
+        let all = pool.accounts();
+        let (file, hook) =
+            (wanted("/repos/o/r/contents/x"), Wanted { route: "GET /hooks", ..wanted("/repos/o/r/hooks") });
+        assert!(!pool.is_final(&all[0], &file) && pool.is_final(&all[0], &wanted("/user")));
+        pool.saw(&all[0], &file);
+        assert!(!pool.is_final(&all[0], &file), "the other may be given more");
+        pool.nobody_saw(&file);
+        assert!(pool.is_final(&all[0], &file) && !pool.is_final(&all[0], &hook));
+        assert!(!pool.is_final(&all[1], &file), "it may not see the repository at all");
+        pool.saw(&all[0], &file);
+        assert!(pool.is_final(&all[0], &file), "another file that is there changes nothing");
+        pool.did_not_see(&[all[0].id], &file);
+        assert!(!pool.is_final(&all[0], &file), "somebody was given what it was not");
+        // Of a repository that nobody sees, once all were asked.
+        let nowhere = wanted("/repos/o/nowhere");
+        pool.nobody_saw(&nowhere);
+        assert!(pool.is_final(&all[0], &nowhere) && pool.is_final(&all[1], &nowhere));
+    }
+
+    #[test]
+    fn who_sees_it_is_waited_for() {
+        let pool = pool(&["a", "b"]);
+        let all = pool.accounts();
+        let there = wanted("/repos/o/r");
+        assert_eq!(pool.seer_is_back_in(&there, &[1], 1000), None);
+        pool.saw(&all[0], &there);
+        all[0].rest(Some("core"), 5000);
+        assert_eq!(pool.seer_is_back_in(&there, &[1], 1000), Some(4000));
+        assert_eq!(pool.seer_is_back_in(&there, &[0, 1], 1000), None);
     }
 
     #[test]

@@ -17,6 +17,8 @@ pub struct Found {
 pub struct FoundToken {
     pub name: String,
     pub token: String,
+    /// The API that it is for; none: the usual one.
+    pub host: Option<String>,
 }
 
 pub struct FoundApp {
@@ -26,6 +28,8 @@ pub struct FoundApp {
     /// None: it is found by the owner in each path.
     pub installation: Option<u64>,
     pub pem: String,
+    /// As above.
+    pub host: Option<String>,
 }
 
 /// Looks through variables, and a TOML file if there is one.
@@ -50,12 +54,13 @@ fn from_variables(variables: impl IntoIterator<Item = (String, String)>) -> Resu
     for (name, value) in variables {
         let (base, is_file) = name.strip_suffix("_FILE").map_or((&*name, false), |base| (base, true));
         let read = || match is_file {
-            true => std::fs::read_to_string(value.trim()).map_err(|e| format!("{name}: {value}: {e}")),
+            true => std::fs::read_to_string(value.trim())
+                .map_err(|e| format!("{name}: the file that it names cannot be read: {e}")),
             false => Ok(value.clone()),
         };
         if let Some(of) = base.strip_prefix("GITHUB_PAT_").filter(|of| !of.is_empty()) {
             let (name, token) = (format!("pat:{}", of.to_ascii_lowercase()), read()?.trim().to_owned());
-            found.tokens.push(FoundToken { name, token });
+            found.tokens.push(FoundToken { name, token, host: None });
         } else if let Some(rest) = base.strip_prefix("GITHUB_APP_") {
             // The longest ending first: …_INSTALLATION_ID ends with _ID, too.
             for part in ["_INSTALLATION_ID", "_PEM", "_ID"] {
@@ -80,7 +85,7 @@ fn from_variables(variables: impl IntoIterator<Item = (String, String)>) -> Resu
                 Some(number.map_err(|_| format!("GITHUB_APP_{upper}_INSTALLATION_ID is not a number"))?)
             }
         };
-        found.apps.push(FoundApp { name, id, installation, pem: pem_of(&pem) });
+        found.apps.push(FoundApp { name, id, installation, pem: pem_of(&pem), host: None });
     }
     Ok(found)
 }
@@ -100,6 +105,7 @@ fn from_file(path: &Path) -> Result<Found, String> {
         name: String,
         token: Option<String>,
         token_file: Option<String>,
+        host: Option<String>,
     }
     #[derive(Deserialize)]
     #[serde(untagged)]
@@ -115,6 +121,7 @@ fn from_file(path: &Path) -> Result<Found, String> {
         installation_id: Option<u64>,
         pem: Option<String>,
         pem_file: Option<String>,
+        host: Option<String>,
     }
     let text = std::fs::read_to_string(path).map_err(|e| e.to_string())?;
     let file: File = toml::from_str(&text).map_err(|e| {
@@ -130,7 +137,7 @@ fn from_file(path: &Path) -> Result<Found, String> {
     let mut found = Found::default();
     for pat in file.pat {
         let token = secret(format!("pat {:?}", pat.name), pat.token, pat.token_file)?.trim().to_owned();
-        found.tokens.push(FoundToken { name: format!("pat:{}", pat.name), token });
+        found.tokens.push(FoundToken { name: format!("pat:{}", pat.name), token, host: pat.host });
     }
     for app in file.app {
         let pem = pem_of(&secret(format!("app {:?}", app.name), app.pem, app.pem_file)?);
@@ -138,7 +145,7 @@ fn from_file(path: &Path) -> Result<Found, String> {
             Id::Number(number) => number.to_string(),
             Id::Text(text) => text,
         };
-        found.apps.push(FoundApp { name: app.name, id, installation: app.installation_id, pem });
+        found.apps.push(FoundApp { name: app.name, id, installation: app.installation_id, pem, host: app.host });
     }
     Ok(found)
 }
@@ -192,7 +199,7 @@ mod tests {
                 &[("GITHUB_APP_X_ID", "1"), ("GITHUB_APP_X_PEM", "secret"), ("GITHUB_APP_X_INSTALLATION_ID", "y")],
                 "not a number",
             ),
-            (&[("GITHUB_PAT_X_FILE", "/nowhere")], "GITHUB_PAT_X_FILE: /nowhere"),
+            (&[("GITHUB_PAT_X_FILE", "secret")], "GITHUB_PAT_X_FILE: the file"),
         ] {
             let error = variables(set).err().unwrap();
             assert!(error.contains(said) && !error.contains("secret"), "{error}");

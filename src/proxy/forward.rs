@@ -52,6 +52,11 @@ impl Proxy {
         if self.exchange.is_loop(&parts.headers) {
             return Err(Error::Loop);
         }
+        if self.clients.holds_secret(&parts.headers) {
+            return Err(Error::BadRequest(
+                "a client's token is for https:// URLs of GitHub's API, and goes nowhere else".into(),
+            ));
+        }
         let body = match incoming.is_end_stream() {
             true => RequestBody::Empty,
             false => RequestBody::Client(Box::new(ClientBody::new(incoming, settings.upload_idle, None))),

@@ -4,7 +4,7 @@
 use std::net::SocketAddr;
 
 use http::uri::PathAndQuery;
-use http::{HeaderMap, HeaderValue, Method, Request, Response, Uri, header};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, header};
 use hyper::body::Incoming;
 
 use super::{Proxy, check_host_field};
@@ -12,6 +12,7 @@ use crate::body::Body;
 use crate::clients::Caller;
 use crate::error::Error;
 use crate::exchange::Api;
+use crate::fields;
 use crate::github::{API_HOST, hosts};
 use crate::origin::dial::Target;
 use crate::rewrite::Rule;
@@ -51,7 +52,8 @@ impl Upstream {
         };
         let url = format!("{}://{authority}", if tls { "https" } else { "http" });
         let prefix = if base.is_empty() { "" } else { "/api/" };
-        Upstream { api: Api { target, prefix, plain: true }, base: base.to_owned(), url }
+        let realm = hosts::upstream_realm(tls, host, port, base).into();
+        Upstream { api: Api { target, realm, prefix, plain: true }, base: base.to_owned(), url }
     }
 }
 
@@ -168,6 +170,7 @@ impl Proxy {
             match path {
                 "/healthz" => return Ok(text("text/plain; charset=utf-8", "ok\n".into())),
                 "/metrics" => {
+                    self.may_see_metrics(&request, peer).await?;
                     let metrics = scrape::metrics(&self.exchange, &self.ledger).await;
                     return Ok(text("text/plain; version=0.0.4", metrics));
                 }
@@ -193,6 +196,14 @@ impl Proxy {
         })
     }
 
+    /// Metrics name clients: where only known ones are served, only they see them. (The admin address shows them to all.)
+    async fn may_see_metrics(&self, request: &Request<Incoming>, peer: SocketAddr) -> Result<(), Error> {
+        if self.exchange.settings.clients_only && self.clients.registered(request.headers()).is_none() {
+            return Err(Error::Unauthenticated("this tap serves registered clients only".into()));
+        }
+        self.reverse_caller(request, peer).await.map(|_| ())
+    }
+
     /// Who asks: known by a proxy's means, or by the token of a registered client.
     async fn reverse_caller(&self, request: &Request<Incoming>, peer: SocketAddr) -> Result<Caller, Error> {
         match self.caller(peer, request).await {
@@ -214,17 +225,19 @@ fn text(kind: &'static str, text: String) -> Response<Body> {
 fn rewritten(response: Response<Body>, own: &str, urls: &[(String, &'static str)], is_head: bool) -> Response<Body> {
     let (mut parts, body) = response.into_parts();
     for name in [header::LINK, header::LOCATION] {
-        if let Some(value) = parts.headers.get(&name).and_then(|v| v.to_str().ok()) {
-            let changed = urls.iter().fold(value.to_owned(), |value, (from, to)| in_field(&value, from, own, to));
-            if changed != value
+        for value in parts.headers.iter_mut().filter(|(n, _)| **n == name).map(|(_, value)| value) {
+            let Ok(text) = value.to_str() else { continue };
+            let changed = urls.iter().fold(text.to_owned(), |text, (from, to)| in_field(&text, from, own, to));
+            if changed != text
                 && let Ok(changed) = changed.parse()
             {
-                parts.headers.insert(name, changed);
+                *value = changed;
             }
         }
     }
-    let is_json =
-        parts.headers.get(header::CONTENT_TYPE).is_some_and(|v| memchr::memmem::find(v.as_bytes(), b"json").is_some());
+    // A part of a content is of certain bytes.
+    let is_json = parts.headers.get(header::CONTENT_TYPE).is_some_and(fields::is_json)
+        && parts.status != StatusCode::PARTIAL_CONTENT;
     let is_plain = parts.headers.get(header::CONTENT_ENCODING).is_none_or(|v| v == "identity");
     if !is_json || !is_plain {
         return Response::from_parts(parts, body);

@@ -63,7 +63,12 @@ async fn github_proxys_variables() {
 #[tokio::test]
 async fn a_variable_that_is_wrong_is_named() {
     let dir = tempfile::tempdir().unwrap();
-    for (name, value) in [("CACHE_TTL", "soon"), ("CACHE_TYPE", "disk"), ("GITHUB_APP_X_ID", "1")] {
+    for (name, value) in [
+        ("CACHE_TTL", "soon"),
+        ("CACHE_TYPE", "disk"),
+        ("GITHUB_APP_X_ID", "1"),
+        ("GHTAP_STORE", "redis://:s3cret@h:x"),
+    ] {
         let output = crate::support::tap::command(crate::support::tap::GHTAP)
             .args(["serve", "--listen=127.0.0.1:0", "--admin=127.0.0.1:0"])
             .arg(format!("--data-dir={}", dir.path().join("d").display()))
@@ -72,6 +77,7 @@ async fn a_variable_that_is_wrong_is_named() {
             .output()
             .unwrap();
         let said = String::from_utf8(output.stderr).unwrap();
-        assert!(!output.status.success() && said.contains(name), "{name}: {said}");
+        let option = if name == "GHTAP_STORE" { "--store" } else { name };
+        assert!(!output.status.success() && said.contains(option) && !said.contains("s3cret"), "{name}: {said}");
     }
 }

@@ -141,7 +141,7 @@ async fn a_write_is_tried_again_only_where_github_did_not_act() {
     github.refuse("Bearer ghp_b");
     let reply = client.request("POST", "/repos/o/r/issues", "client-ci", &[], b"{\"a\":1}").await;
     assert!(matches!(reply.status, 401 | 429), "{reply:?}");
-    let arrived = github.arrived();
+    let arrived: Vec<_> = github.arrived().into_iter().filter(|a| a.method == "POST").collect();
     assert_eq!(arrived.len(), 2);
     assert!(arrived.iter().all(|a| a.body == b"{\"a\":1}"));
     let github = GitHub::start().await;
@@ -172,13 +172,121 @@ async fn who_sees_the_repository_is_asked() {
         assert_eq!(client.get("/repos/o/private/contents/x", "client-ci", &[]).await.status, 404);
     }
     let arrived = github.arrived();
-    assert_eq!(arrived.len(), 10, "it knows by now who sees it, and believes it that there is no x");
-    assert!(arrived.iter().all(|a| a.headers["authorization"] == "Bearer ghp_e"));
+    assert_eq!(arrived.len(), 10 + 4, "once all are asked for x: then it is believed that there is none");
+    assert!(arrived[6..].iter().all(|a| a.headers["authorization"] == "Bearer ghp_e"));
     // What nobody sees is not asked of all of them each time.
     for _ in 0..3 {
         assert_eq!(client.get("/repos/o/nowhere", "client-ci", &[]).await.status, 404);
     }
     assert_eq!(github.arrived().len(), 5 + 2);
+}
+
+#[tokio::test]
+async fn a_request_that_github_refuses_to_all_takes_nobody_out_of_the_pool() {
+    let github = GitHub::start().await;
+    github.set("/user", json!({ "id": 1 }));
+    let tap = with_pool(&github, &[], &FIVE[..2]).await;
+    let mut client = Client::connect(&tap).await;
+    github.misbehave("/repos/o/r/strange", Misbehaviour::Status(401, "Requires other authentication"));
+    assert_eq!(client.get("/repos/o/r/strange", "client-ci", &[]).await.status, 401);
+    assert_eq!(client.get("/user", "client-ci", &[]).await.status, 200);
+    let arrived: Vec<_> = github.arrived().into_iter().map(|a| (a.target, a.charged)).collect();
+    assert_eq!(arrived.len(), 3);
+    assert_eq!(arrived[1], ("/rate_limit".into(), false), "the credential itself is taken");
+}
+
+#[tokio::test]
+async fn a_limit_in_a_pool_that_was_not_foreseen_leads_to_another_credential() {
+    let github = GitHub::start().await;
+    github.set("/user", json!({ "id": 1 }));
+    let tap = with_pool(&github, &[], &FIVE).await;
+    let mut client = Client::connect(&tap).await;
+    let fields = vec![
+        ("X-RateLimit-Remaining", "0".to_owned()),
+        ("X-RateLimit-Reset", seconds_from_now(600).to_string()),
+        ("X-RateLimit-Resource", "code_scanning_upload".to_owned()),
+    ];
+    github.misbehave("/repos/o/r/code-scanning/sarifs", Misbehaviour::Refuse(403, "API rate limit exceeded", fields));
+    let reply = client.request("POST", "/repos/o/r/code-scanning/sarifs", "client-ci", &[], b"{}").await;
+    assert_eq!(reply.status, 403, "{reply:?}");
+    assert_eq!(github.arrived().len(), 5, "each once");
+    assert_eq!(client.get("/user", "client-ci", &[]).await.status, 200, "and nothing else rests");
+}
+
+#[tokio::test]
+async fn content_that_is_gone_is_for_the_client_to_send_again() {
+    let github = GitHub::start().await;
+    let tap = with_pool(&github, &[], &FIVE[..2]).await;
+    let mut client = Client::connect(&tap).await;
+    let fields = vec![("Retry-After", "60".to_owned())];
+    github.misbehave("/repos/o/r/git/blobs", Misbehaviour::Refuse(403, "secondary rate limit", fields));
+    let large = vec![b'x'; 3 << 20];
+    let reply = client.request("POST", "/repos/o/r/git/blobs", "client-ci", &[], &large).await;
+    assert_eq!((reply.status, reply.field("retry-after")), (429, Some("1")), "{reply:?}");
+    github.behave();
+    let reply = client.request("POST", "/repos/o/r/git/blobs", "client-ci", &[], &large).await;
+    assert_eq!((reply.status, reply.json()["received"].as_u64()), (201, Some(3 << 20)));
+}
+
+#[tokio::test]
+async fn what_one_had_confirmed_stands_in_for_another_and_a_private_repository_is_not_denied() {
+    let github = GitHub::start().await;
+    let mut private = Resource { body: b"{\"id\":1}".to_vec(), ..Resource::default() };
+    private.by_credential.insert("Bearer ghp_b".into(), Vec::new());
+    github.put("/repos/o/private", private);
+    let tap = with_pool(&github, &["--offline-after=2"], &FIVE[..2]).await;
+    let mut client = Client::connect(&tap).await;
+    assert_eq!(client.get("/repos/o/private", "client-ci", &[]).await.status, 200);
+    github.set("/repos/o/new", json!({ "id": 2 }));
+    // Who sees it is limited: it is not gone for that. What was confirmed stands in.
+    github.resets_at(seconds_from_now(600));
+    github.limit("Bearer ghp_a", 0);
+    assert_eq!(client.get("/repos/o/private", "client-ci", &[]).await.x_cache(), "RATE_LIMITED_HIT");
+    assert_eq!(client.get("/repos/o/private/issues", "client-ci", &[]).await.status, 429, "for who sees it rests");
+    assert_eq!(client.get("/repos/o/new", "client-ci", &[]).await.status, 200, "the other asks");
+    // All rest.
+    github.limit("Bearer ghp_b", 0);
+    assert_eq!(client.get("/repos/o/new", "client-ci", &[]).await.x_cache(), "RATE_LIMITED_HIT");
+    for (target, status) in [("/repos/o/private", 200), ("/repos/o/new", 200), ("/repos/o/unknown", 429)] {
+        assert_eq!(client.get(target, "client-ci", &[]).await.status, status, "{target}");
+    }
+}
+
+#[tokio::test]
+async fn offline_what_any_of_the_pool_had_confirmed_is_served() {
+    let github = GitHub::start().await;
+    github.set("/repos/o/r", json!({ "id": 1 }));
+    let tap = with_pool(&github, &["--offline-after=2"], &FIVE[..2]).await;
+    let mut client = Client::connect(&tap).await;
+    assert_eq!(client.get("/repos/o/r", "client-ci", &[]).await.status, 200);
+    github.down(true);
+    for _ in 0..100 {
+        let reply = client.get("/repos/o/r", "client-ci", &[]).await;
+        if reply.x_cache() == "OFFLINE_HIT" {
+            // Nobody else's client is served with it.
+            assert_eq!(client.get("/repos/o/r", "ghp_own", &[]).await.x_cache(), "OFFLINE_MISS");
+            return;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    panic!("what the pool had confirmed does not stand in");
+}
+
+#[tokio::test]
+async fn credentials_are_for_one_api() {
+    let (dotcom, ghe) = (GitHub::start().await, GitHub::start().await);
+    dotcom.set("/user", json!({ "id": 1 }));
+    ghe.set("/api/v3/user", json!({ "id": 2 }));
+    let (near, far) = (dotcom.plainly().await, ghe.plainly().await);
+    let upstream = format!("--upstream=http://{near},http://{far}/api/v3");
+    let tap = with_pool(&dotcom, &[&upstream], &FIVE[..1]).await;
+    let ask = async |target: &str| {
+        let mut client = Client::plain(&tap).await;
+        client.send(format!("GET {target} HTTP/1.1\r\nHost: x\r\nAuthorization: token client-ci\r\n\r\n")).await;
+        client.reply(false).await.status
+    };
+    assert_eq!((ask("/user").await, ask("/api/v3/user").await), (200, 502));
+    assert!(ghe.arrived().is_empty(), "no credential of another's goes there");
 }
 
 pub fn key(dir: &std::path::Path) -> Option<String> {

@@ -510,3 +510,75 @@ async fn two_taps_writing_the_same_keys_at_once_corrupt_nothing() {
         assert_eq!(get(&fresh, &format!("/x/{n}"), "new").await, hit(90 + n));
     }
 }
+
+#[tokio::test]
+async fn what_one_tap_revoked_stays_so_whoever_writes_the_record() {
+    if is_missing("what_one_tap_revoked_stays_so_whoever_writes_the_record") {
+        return;
+    }
+    let (github, redis) = (GitHub::start().await, Redis::start(&[]));
+    github.set("/repos/o/r", json!({ "id": 1 }));
+    let secret = redis.dir.path().join("secret");
+    std::fs::write(&secret, [7; 32]).unwrap();
+    let secret = format!("--secret-file={}", secret.display());
+    let more = [&*secret, "--offline-after=0"];
+    let (one, two) = (tap(&github, &redis.url(), &more).await, tap(&github, &redis.url(), &more).await);
+    get(&one, "/repos/o/r", "a").await;
+    until_stored(&redis, 1).await;
+    get(&two, "/repos/o/r", "a").await;
+    // `a` loses its right at one tap; the other, which does not know yet, writes the record for `b`.
+    let mut resource = Resource { body: b"{\"id\":1}".to_vec(), ..Resource::default() };
+    resource.by_credential.insert("token a".into(), Vec::new());
+    github.put("/repos/o/r", resource);
+    assert_eq!(get(&one, "/repos/o/r", "a").await.0, 404);
+    assert_eq!(get(&two, "/repos/o/r", "b").await.0, 200);
+    tokio::time::sleep(Duration::from_millis(2500)).await;
+    github.misbehave("*", crate::support::Misbehaviour::Status(503, "x"));
+    for tap in [&one, &two] {
+        assert_eq!(get(tap, "/repos/o/r", "b").await.1, "API_ERROR_HIT");
+        assert_eq!(get(tap, "/repos/o/r", "a").await.0, 503);
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_refuses_writes_is_read() {
+    if is_missing("a_server_that_refuses_writes_is_read") {
+        return;
+    }
+    let (github, redis) = (GitHub::start().await, Redis::start(&[]));
+    for n in 0..20 {
+        github.set(&format!("/x/{n}"), json!({ "id": n }));
+    }
+    let one = tap(&github, &redis.url(), &[]).await;
+    for n in 0..20 {
+        get(&one, &format!("/x/{n}"), "t").await;
+    }
+    until_stored(&redis, 20).await;
+    redis.cli(&["CONFIG", "SET", "min-replicas-to-write", "1"]);
+    let two = tap(&github, &redis.url(), &[]).await;
+    for n in 0..20 {
+        assert_eq!(get(&two, &format!("/x/{n}"), "other").await, hit(n));
+    }
+    assert!(two.metric("ghtap_store_errors_total").await >= 1.0);
+}
+
+#[tokio::test]
+async fn what_is_used_does_not_expire() {
+    if is_missing("what_is_used_does_not_expire") {
+        return;
+    }
+    let (github, redis) = (GitHub::start().await, Redis::start(&[]));
+    github.set("/small", json!({ "id": 1 }));
+    let large =
+        Resource { body: format!("{{\"id\":2,\"x\":\"{}\"}}", "y".repeat(2 << 20)).into(), ..Resource::default() };
+    github.put("/large", large);
+    let one = tap(&github, &redis.url(), &["--store-ttl=4s"]).await;
+    for target in ["/small", "/large"] {
+        get(&one, target, "t").await;
+    }
+    until_stored(&redis, 3).await;
+    for _ in 0..7 {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert_eq!((get(&one, "/small", "t").await, get(&one, "/large", "t").await), (hit(1), hit(2)));
+    }
+}

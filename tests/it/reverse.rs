@@ -137,6 +137,15 @@ async fn large_content_is_rewritten_while_it_passes_and_what_is_not_json_is_left
     let all = reply.json();
     assert!(all.as_array().unwrap().iter().all(|i| i["url"] == own.as_str()) && all.as_array().unwrap().len() == 3000);
     assert_eq!(ask(&tap, "GET", "/raw", &[]).await.body, b"\"https://api.github.com/x\"");
+    // A file's own content, though GitHub calls it JSON.
+    let file = Resource {
+        body: b"BASE = \"https://api.github.com/repos\"".to_vec(),
+        content_type: Some("application/vnd.github.raw+json; charset=utf-8".into()),
+        ..Resource::default()
+    };
+    github.put("/repos/o/r/contents/x.py", file);
+    let raw = ask(&tap, "GET", "/repos/o/r/contents/x.py", &[("Accept", "application/vnd.github.raw+json")]).await;
+    assert_eq!(raw.body, b"BASE = \"https://api.github.com/repos\"");
 }
 
 #[tokio::test]

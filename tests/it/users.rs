@@ -77,3 +77,27 @@ async fn installations_and_apps_are_known_by_what_passes() {
     let token = minted.json()["token"].as_str().unwrap().to_owned();
     assert_eq!(client.get("/repos/o/r", &token, &[]).await.status, 200, "an installation of the App");
 }
+
+#[tokio::test]
+async fn while_github_is_away_what_it_said_last_holds() {
+    let (github, tap) = start(&["--allow-user=alice", "--user-ttl=200ms", "--offline-after=2"]).await;
+    let mut client = Client::connect(&tap).await;
+    assert_eq!(client.get("/repos/o/r", "alice", &[]).await.status, 200);
+    assert_eq!(client.get("/repos/o/r", "bob", &[]).await.status, 403);
+    tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+    github.misbehave("/user", crate::support::Misbehaviour::Status(403, "API rate limit exceeded"));
+    assert_eq!(client.get("/repos/o/r", "alice", &[]).await.status, 200);
+    let limited = client.get("/repos/o/r", "Carol", &[]).await;
+    assert!(limited.status == 403 && limited.field("x-ratelimit-limit").is_some(), "GitHub's own answer: {limited:?}");
+    github.down(true);
+    for _ in 0..100 {
+        let reply = client.get("/repos/o/r", "alice", &[]).await;
+        assert!(reply.status == 200, "{reply:?}");
+        if reply.x_cache() == "OFFLINE_HIT" {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    assert_eq!(client.get("/repos/o/r", "alice", &[]).await.x_cache(), "OFFLINE_HIT");
+    assert_eq!(client.get("/repos/o/r", "bob", &[]).await.status, 403);
+}

@@ -146,15 +146,14 @@ impl Link {
     fn failed(&self, error: &RedisError) {
         *self.trouble.lock() = plain(error);
         self.failing.store(true, Ordering::Relaxed);
-        // A full server answers at once, and reads go on.
-        if error.code() == Some("OOM") {
-            return;
-        }
-        let rest = self.now() + u64::try_from(REST.as_millis()).unwrap_or(0);
-        self.rests_until.store(rest, Ordering::Relaxed);
         // A master that has become a replica, or a connection that is none any more: find the right one.
         let demoted = matches!(error.code(), Some("READONLY" | "MASTERDOWN" | "LOADING" | "NOAUTH"));
         let lost = error.is_io_error() || error.is_connection_dropped() || error.is_timeout();
+        // A server that refuses writes answers at once, and reads go on.
+        if lost {
+            let rest = self.now() + u64::try_from(REST.as_millis()).unwrap_or(0);
+            self.rests_until.store(rest, Ordering::Relaxed);
+        }
         if demoted || lost {
             self.wanted.notify_one();
             if demoted || (error.is_connection_dropped() && !matches!(self.maker, Maker::Cluster(_))) {

@@ -12,12 +12,12 @@
 mod link;
 mod servers;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ::redis::cluster_routing::{MultipleNodeRoutingInfo, ResponsePolicy, RoutingInfo};
 use ::redis::{Cmd, Value, cmd, pipe};
@@ -29,6 +29,7 @@ use tokio::sync::oneshot;
 use super::key::KeyId;
 use super::store::{Pending, Stats};
 use super::stored::{BodyId, Entry};
+use crate::github::credentials::CredentialId;
 use crate::github::etag::hex;
 use link::{Connection, Link};
 pub use servers::{Kind, Servers};
@@ -37,6 +38,14 @@ pub use servers::{Kind, Servers};
 const PREFIX: &str = "ghtap:1:";
 /// The field of the record.
 const RECORD: &[u8] = b"e";
+/// The field of what was revoked: credential and time, for each, the latest last. Records are written whole, by whoever was
+/// last; what was revoked must outlive that.
+const REVOKED: &[u8] = b"r";
+/// Bytes of one, and how many are kept.
+const REVOCATION: usize = 24;
+const MAX_REVOCATIONS: usize = 64;
+/// Revocations that Redis has not taken yet.
+const MAX_UNSENT: usize = 100_000;
 /// Bodies larger than this have a key of their own.
 const LARGE: usize = 1 << 20;
 
@@ -56,10 +65,15 @@ pub struct Options {
 pub struct RedisRoom {
     writer: Arc<Link>,
     reader: Option<Arc<Link>>,
+    timeout: Duration,
     ttl: Duration,
     /// The runtime that drives the connections, on a thread of its own.
     driver: Handle,
     thread: Mutex<Option<(oneshot::Sender<()>, JoinHandle<()>)>>,
+    /// What was revoked, and is not in Redis yet, in milliseconds since 1970.
+    unsent: Mutex<HashMap<(KeyId, CredentialId), u64>>,
+    /// Large bodies that were read: they are not to expire.
+    read: Mutex<HashSet<String>>,
     /// Bodies that no record names, to be removed.
     orphans: Mutex<Vec<(KeyId, BodyId)>>,
     entries: AtomicU64,
@@ -99,9 +113,12 @@ impl RedisRoom {
         Ok(RedisRoom {
             writer,
             reader,
+            timeout: options.timeout,
             ttl: options.ttl,
             driver,
             thread: Mutex::new(Some((stop, thread))),
+            unsent: Mutex::default(),
+            read: Mutex::default(),
             orphans: Mutex::default(),
             entries: AtomicU64::new(0),
             bytes: AtomicU64::new(0),
@@ -125,35 +142,42 @@ impl RedisRoom {
     }
 
     async fn ask(&self, command: &Cmd) -> io::Result<Value> {
-        if let Some(reader) = &self.reader
-            && let Ok(value) = reader.command(command).await
-        {
-            return Ok(value);
+        let begun = Instant::now();
+        if let Some(reader) = &self.reader {
+            match reader.command(command).await {
+                Ok(value) => return Ok(value),
+                // The time that there is has been spent.
+                Err(error) if begun.elapsed() >= self.timeout / 2 => return Err(error),
+                Err(_) => {}
+            }
         }
         self.writer.command(command).await
     }
 
     /// The record alone: whether it is still what is known.
     pub(super) async fn record(&self, id: KeyId) -> io::Result<Option<Entry>> {
-        match self.ask(cmd("HGET").arg(key(id)).arg(RECORD)).await? {
-            Value::BulkString(record) => Ok(self.checked(id, &record)),
-            _ => Ok(None),
-        }
+        let Value::Array(found) = self.ask(cmd("HMGET").arg(key(id)).arg(RECORD).arg(REVOKED)).await? else {
+            return Ok(None);
+        };
+        let mut found = found.into_iter();
+        let (record, revoked) = (found.next().and_then(bytes), found.next().and_then(bytes));
+        Ok(record.and_then(|record| self.checked(id, &record, revoked.as_deref())))
     }
 
     /// An entry and those of its bodies that are not large.
     #[expect(clippy::type_complexity, reason = "an entry and its bodies; a name would say no more")]
     pub(super) async fn load(&self, id: KeyId) -> io::Result<Option<(Entry, Vec<(BodyId, Bytes)>)>> {
-        let mut record = None;
+        let (mut record, mut revoked) = (None, None);
         let mut bodies = Vec::new();
         for (field, value) in pairs(self.ask(cmd("HGETALL").arg(key(id))).await?) {
             match <[u8; 32]>::try_from(field.as_slice()) {
                 Ok(body) => bodies.push((BodyId(body), Bytes::from(value))),
                 Err(_) if field == RECORD => record = Some(value),
+                Err(_) if field == REVOKED => revoked = Some(value),
                 Err(_) => {}
             }
         }
-        let Some(entry) = record.and_then(|r| self.checked(id, &r)) else { return Ok(None) };
+        let Some(entry) = record.and_then(|r| self.checked(id, &r, revoked.as_deref())) else { return Ok(None) };
         let named = |body: &BodyId| entry.representations.iter().any(|r| r.body == *body);
         bodies.retain(|(body, bytes)| {
             let (named, whole) = (named(body), BodyId::of(bytes) == *body);
@@ -166,14 +190,62 @@ impl RedisRoom {
         Ok(Some((entry, bodies)))
     }
 
-    /// A record that is whole, and is this key's.
-    fn checked(&self, id: KeyId, record: &[u8]) -> Option<Entry> {
-        let entry = Entry::decode(record).filter(|e| e.key.id() == id);
-        if entry.is_none() {
+    /// A record that is whole, and is this key's, without what was revoked since.
+    fn checked(&self, id: KeyId, record: &[u8], revoked: Option<&[u8]>) -> Option<Entry> {
+        let Some(mut entry) = Entry::decode(record).filter(|e| e.key.id() == id) else {
             self.corrupt.fetch_add(1, Ordering::Relaxed);
             tracing::warn!("a record in Redis failed its check");
+            return None;
+        };
+        for one in revoked.unwrap_or_default().chunks_exact(REVOCATION) {
+            let at = one[16..].try_into().map(u64::from_be_bytes).unwrap_or(u64::MAX);
+            if let Some(credential) = CredentialId::from_bytes(&one[..16]) {
+                entry.revoke_before(credential, at);
+            }
         }
-        entry
+        let unsent = self.unsent.lock();
+        if !unsent.is_empty() {
+            let mut credentials: Vec<CredentialId> =
+                entry.representations.iter().flat_map(|r| r.validators.iter().map(|v| v.credential)).collect();
+            credentials.dedup();
+            for credential in credentials {
+                if let Some(at) = unsent.get(&(id, credential)) {
+                    entry.revoke_before(credential, *at);
+                }
+            }
+        }
+        drop(unsent);
+        Some(entry)
+    }
+
+    /// A credential has no right any more to what it had confirmed until `at`, in milliseconds since 1970.
+    pub(super) fn revoke(&self, id: KeyId, credential: CredentialId, at: u64) {
+        let mut unsent = self.unsent.lock();
+        if unsent.len() < MAX_UNSENT {
+            unsent.insert((id, credential), at);
+        }
+    }
+
+    /// Tells Redis what was revoked; what it does not take stays.
+    fn send_revocations(&self) {
+        // Appended, and cut to the latest: two taps may do so at once.
+        const APPEND: &str = "local r = (redis.call('HGET', KEYS[1], ARGV[1]) or '') .. ARGV[2] \
+                              if #r > tonumber(ARGV[3]) then r = string.sub(r, -tonumber(ARGV[3])) end \
+                              redis.call('HSET', KEYS[1], ARGV[1], r) redis.call('EXPIRE', KEYS[1], ARGV[4])";
+        let waiting: Vec<_> = self.unsent.lock().iter().map(|(k, at)| (*k, *at)).collect();
+        for ((id, credential), at) in waiting {
+            let one = [&credential.as_bytes()[..], &at.to_be_bytes()].concat();
+            let mut append = cmd("EVAL");
+            append.arg(APPEND).arg(1).arg(key(id)).arg(REVOKED).arg(one);
+            append.arg(REVOCATION * MAX_REVOCATIONS).arg(self.ttl.as_secs());
+            if self.driver.block_on(self.writer.command(&append)).is_err() {
+                return;
+            }
+            let mut unsent = self.unsent.lock();
+            if unsent.get(&(id, credential)) == Some(&at) {
+                unsent.remove(&(id, credential));
+            }
+        }
     }
 
     /// A large body; none if it is missing or is not what was stored.
@@ -181,7 +253,12 @@ impl RedisRoom {
         let small = self.ask(cmd("HGET").arg(key(id)).arg(&wanted.0[..])).await?;
         let value = match small {
             Value::BulkString(body) => Value::BulkString(body),
-            _ => self.ask(cmd("GET").arg(large(id, wanted))).await?,
+            _ => {
+                let name = large(id, wanted);
+                let body = self.ask(cmd("GET").arg(&name)).await?;
+                self.read.lock().insert(name);
+                body
+            }
         };
         Ok(match value {
             Value::BulkString(body) => Some(Bytes::from(body)).filter(|b| BodyId::of(b) == wanted),
@@ -192,11 +269,22 @@ impl RedisRoom {
     /// Writes a batch. Failures are counted; what could not be written is not stored.
     pub(super) fn apply(&self, batch: &HashMap<KeyId, Pending>, touched: &HashMap<KeyId, u64>) {
         let ttl = self.ttl.as_secs();
+        // First, so that no record is written over what must not come back.
+        self.send_revocations();
         for (id, pending) in batch {
             let mut pipeline = pipe();
             pipeline.atomic();
             match &pending.loaded {
-                None => pipeline.del(key(*id)).ignore(),
+                None => {
+                    // Its large bodies have keys of their own.
+                    let there = self.driver.block_on(self.record(*id)).ok().flatten();
+                    for representation in there.iter().flat_map(|e| &e.representations) {
+                        if representation.body_len > LARGE as u64 {
+                            pipeline.del(large(*id, representation.body)).ignore();
+                        }
+                    }
+                    pipeline.del(key(*id)).ignore()
+                }
                 Some(loaded) => {
                     pipeline.hset(key(*id), RECORD, loaded.entry.encode()).ignore();
                     for (body, bytes) in &pending.new_bodies {
@@ -205,7 +293,9 @@ impl RedisRoom {
                             false => pipeline.hset(key(*id), &body.0[..], &bytes[..]).ignore(),
                         };
                     }
-                    for body in &pending.dropped {
+                    // A body may have come back within the batch.
+                    let gone = |b: &&BodyId| loaded.entry.representations.iter().all(|r| r.body != **b);
+                    for body in pending.dropped.iter().filter(gone) {
                         pipeline.hdel(key(*id), &body.0[..]).ignore();
                     }
                     pipeline.expire(key(*id), ttl.cast_signed()).ignore()
@@ -215,6 +305,9 @@ impl RedisRoom {
         }
         for id in touched.keys().filter(|id| !batch.contains_key(id)) {
             self.write(pipe().expire(key(*id), ttl.cast_signed()).ignore());
+        }
+        for name in std::mem::take(&mut *self.read.lock()) {
+            self.write(pipe().expire(name, ttl.cast_signed()).ignore());
         }
         for (id, body) in std::mem::take(&mut *self.orphans.lock()) {
             self.write(pipe().hdel(key(id), &body.0[..]).ignore());
@@ -327,12 +420,15 @@ fn unhex(text: &str) -> Option<KeyId> {
     Some(KeyId(id))
 }
 
-/// Field and value, whichever protocol the server speaks.
-fn pairs(value: Value) -> Vec<(Vec<u8>, Vec<u8>)> {
-    let bytes = |value| match value {
+fn bytes(value: Value) -> Option<Vec<u8>> {
+    match value {
         Value::BulkString(bytes) => Some(bytes),
         _ => None,
-    };
+    }
+}
+
+/// Field and value, whichever protocol the server speaks.
+fn pairs(value: Value) -> Vec<(Vec<u8>, Vec<u8>)> {
     match value {
         Value::Map(pairs) => pairs.into_iter().filter_map(|(f, v)| Some((bytes(f)?, bytes(v)?))).collect(),
         Value::Array(flat) => {
