@@ -23,21 +23,20 @@ use super::redis::RedisRoom;
 use super::sled::SledRoom;
 use super::stored::{self, BodyId, Entry, Representation};
 use crate::clock::now_ms;
-use crate::github::credentials::CredentialId;
 
 /// An entry in memory, its heads parsed.
 pub struct Loaded {
     pub entry: Entry,
-    parts: Vec<Arc<Part>>,
+    pub(super) parts: Vec<Arc<Part>>,
     /// When its use was last noted, in milliseconds since 1970.
-    touched: AtomicU64,
+    pub(super) touched: AtomicU64,
     /// When it was last the same as in a shared room, in milliseconds since 1970.
-    checked: AtomicU64,
+    pub(super) checked: AtomicU64,
 }
 
 /// What lies behind the layer in memory.
 #[derive(Clone)]
-enum Room {
+pub(super) enum Room {
     Sled(Arc<SledRoom>),
     Redis(Arc<RedisRoom>),
 }
@@ -66,14 +65,14 @@ impl Room {
     }
 }
 
-struct Part {
+pub(super) struct Part {
     headers: HeaderMap,
-    body: OnceLock<Bytes>,
+    pub(super) body: OnceLock<Bytes>,
 }
 
 impl Loaded {
     /// None if a stored head does not parse. What `before` has already is shared.
-    fn new(entry: Entry, bodies: &[(BodyId, Bytes)], before: Option<&Loaded>) -> Option<Loaded> {
+    pub(super) fn new(entry: Entry, bodies: &[(BodyId, Bytes)], before: Option<&Loaded>) -> Option<Loaded> {
         let mut parts = Vec::with_capacity(entry.representations.len());
         for representation in &entry.representations {
             let known = before.and_then(|b| {
@@ -116,23 +115,23 @@ pub(super) struct Pending {
 }
 
 impl Pending {
-    fn bytes(&self) -> u64 {
+    pub(super) fn bytes(&self) -> u64 {
         self.new_bodies.iter().map(|(_, body)| body.len() as u64).sum()
     }
 }
 
 #[derive(Default)]
-struct Queue {
-    waiting: HashMap<KeyId, Pending>,
+pub(super) struct Queue {
+    pub(super) waiting: HashMap<KeyId, Pending>,
     /// What the writer has in hand: still to be read from here.
     writing: Arc<HashMap<KeyId, Pending>>,
     touched: HashMap<KeyId, u64>,
-    bytes: u64,
+    pub(super) bytes: u64,
     closed: bool,
 }
 
 /// Bodies that may wait for the disk, in bytes; past that, responses are not stored.
-const MAX_WAITING: u64 = 64 << 20;
+pub(super) const MAX_WAITING: u64 = 64 << 20;
 /// Bodies larger than this do not stay in memory.
 const MAX_IN_MEMORY: u64 = 1 << 20;
 /// How long what memory holds is believed without a look into a shared room, in milliseconds.
@@ -166,9 +165,9 @@ pub struct Stats {
 
 /// The store of responses.
 pub struct Store {
-    memory: Memory<Arc<Loaded>>,
-    room: Option<Room>,
-    queue: Arc<(Mutex<Queue>, Condvar)>,
+    pub(super) memory: Memory<Arc<Loaded>>,
+    pub(super) room: Option<Room>,
+    pub(super) queue: Arc<(Mutex<Queue>, Condvar)>,
     locks: Vec<Mutex<()>>,
     writer: Mutex<Option<std::thread::JoinHandle<()>>>,
     readers: tokio::sync::Semaphore,
@@ -240,67 +239,12 @@ impl Store {
         }
     }
 
-    /// What memory holds, if it is still what a shared room holds; else that.
-    async fn checked_again(&self, room: &RedisRoom, id: KeyId, loaded: Arc<Loaded>, now: u64) -> Option<Arc<Loaded>> {
-        // The others go on with what they have.
-        let before = loaded.checked.swap(now, Ordering::Relaxed);
-        let found = match room.record(id).await {
-            Ok(Some(entry)) if entry == loaded.entry => return Some(loaded),
-            Ok(Some(_)) => room.load(id).await,
-            Ok(None) => Ok(None),
-            Err(error) => Err(error),
-        };
-        match found {
-            // Away: what is in memory has to do.
-            Err(_) => Some(loaded),
-            Ok(found) => {
-                let _guard = self.lock(id);
-                // A change that was made meanwhile wins, and what waits to be written.
-                let current = self.memory.get(id);
-                if self.is_waiting(id) || current.as_ref().is_some_and(|c| !Arc::ptr_eq(c, &loaded)) {
-                    return current;
-                }
-                // A server that has come back may have come back empty.
-                if found.is_none() && before < room.connected_at() {
-                    self.put_back(id, &loaded);
-                    return Some(loaded);
-                }
-                let newer = found.and_then(|(entry, bodies)| Loaded::new(entry, &bodies, Some(&loaded)));
-                match newer.map(Arc::new) {
-                    Some(newer) => {
-                        newer.touched.store(loaded.touched.load(Ordering::Relaxed), Ordering::Relaxed);
-                        self.keep_in_memory(id, newer.clone());
-                        Some(newer)
-                    }
-                    // Expired, purged by another, or broken.
-                    None => {
-                        self.memory.remove(id);
-                        None
-                    }
-                }
-            }
-        }
-    }
-
-    /// Stores again what the room has lost.
-    fn put_back(&self, id: KeyId, loaded: &Arc<Loaded>) {
-        let representations = loaded.entry.representations.iter().zip(&loaded.parts);
-        let bodies = representations.filter_map(|(r, part)| Some((r.body, part.body.get()?.clone())));
-        let pending = Pending { loaded: Some(loaded.clone()), new_bodies: bodies.collect(), dropped: Vec::new() };
-        let mut queue = self.queue.0.lock();
-        if queue.bytes + pending.bytes() <= MAX_WAITING {
-            queue.bytes += pending.bytes();
-            queue.waiting.insert(id, pending);
-            self.queue.1.notify_one();
-        }
-    }
-
-    fn is_waiting(&self, id: KeyId) -> bool {
+    pub(super) fn is_waiting(&self, id: KeyId) -> bool {
         let queue = self.queue.0.lock();
         queue.waiting.contains_key(&id) || queue.writing.contains_key(&id)
     }
 
-    fn keep_in_memory(&self, id: KeyId, loaded: Arc<Loaded>) {
+    pub(super) fn keep_in_memory(&self, id: KeyId, loaded: Arc<Loaded>) {
         let large = loaded.entry.representations.iter().filter(|r| r.body_len > MAX_IN_MEMORY);
         let elsewhere = if self.room.is_none() { 0 } else { large.map(|r| r.body_len).sum() };
         let weight = loaded.weight() - elsewhere;
@@ -476,25 +420,6 @@ impl Store {
         self.keep_in_memory(id, loaded);
     }
 
-    /// Ends a credential's right to what is stored under a key. `at` in milliseconds since 1970.
-    pub fn revoke(&self, id: KeyId, seen: Option<&Arc<Loaded>>, credential: CredentialId, at: u64) {
-        // Where the room is shared, and also if it could not be read: another tap may know of a right that we do not.
-        if let Some(Room::Redis(room)) = &self.room
-            && (seen.is_some() || room.trouble().is_some())
-        {
-            room.revoke(id, credential, at);
-            self.queue.1.notify_one();
-        }
-        let holds = |l: &&Arc<Loaded>| l.entry.own(credential).is_some();
-        if let Some(loaded) = seen.filter(holds) {
-            let fresh = || Entry::new(loaded.entry.key.clone());
-            self.update(id, Some(loaded), fresh, None, true, |entry| {
-                entry.revoke(credential);
-                Vec::new()
-            });
-        }
-    }
-
     /// Removes what is stored under a key.
     pub fn remove(&self, id: KeyId) {
         let _guard = self.lock(id);
@@ -511,7 +436,7 @@ impl Store {
         }
     }
 
-    fn lock(&self, id: KeyId) -> parking_lot::MutexGuard<'_, ()> {
+    pub(super) fn lock(&self, id: KeyId) -> parking_lot::MutexGuard<'_, ()> {
         self.locks[usize::from(id.0[0]) % self.locks.len()].lock()
     }
 

@@ -167,7 +167,7 @@ fn plain(path: &str) -> Result<Cow<'_, str>, &'static str> {
     }
     let segments = &decoded[1..];
     let mut all = segments.split('/');
-    if all.any(|s| s == "." || s == ".." || s.is_empty()) && segments != "" {
+    if all.any(|s| s == "." || s == ".." || s.is_empty()) && !segments.is_empty() {
         return Err("it has an empty or a dot segment");
     }
     Ok(decoded)

@@ -1,8 +1,8 @@
 //! One API request, from an identified client to a counted response.
 //!
-//! [`Exchange::serve`] is the way of it: understand the request (`asked`), see who it is and what they may (`allow`, and the
-//! registry), ask with a credential of the pool where it is a client of ours (`pooled`, `minting`), let it past the cache or
-//! through it (`cached`, `graphql`), confirm a listing (`pages`), take the answer in (`answered`, `keep`) or reuse what is
+//! [`Exchange::serve`] is the way of it: understand the request (`asked`), see who it is and what they may (`allow`,
+//! `client`), ask with a credential of the pool where it is a client of ours (`pooled`, `minting`), let it past the cache
+//! (`forward`) or through it (`cached`, `graphql`), confirm a listing (`pages`), take the answer in (`answered`, `keep`) or reuse what is
 //! stored (`reuse`), also while GitHub is offline (`outage`), shape it for the client (`answer`), count (`tally`).
 
 mod allow;
@@ -10,7 +10,9 @@ mod answer;
 mod answered;
 mod asked;
 mod cached;
+mod client;
 mod content;
+mod forward;
 mod graphql;
 mod keep;
 mod minting;
@@ -21,7 +23,6 @@ mod reuse;
 mod tally;
 mod writes;
 
-use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -35,14 +36,12 @@ use crate::cache::collapse::InFlight;
 use crate::cache::key::KeyId;
 use crate::cache::policy::{self, Bypass, Freshness};
 use crate::cache::store::Store;
-use crate::calls::Outcome;
 use crate::calls::ledger::Ledger;
 use crate::calls::live::Live;
 use crate::clients::{Caller, Clients, Registered};
 pub use crate::clock::now_ms;
 use crate::error::Error;
-use crate::github::credentials::{CredentialId, Credentials, api_path};
-use crate::github::limits::Refusal;
+use crate::github::credentials::{CredentialId, Credentials};
 use crate::github::routes::Routes;
 use crate::github::{self, hosts};
 use crate::metrics::Metrics;
@@ -152,11 +151,6 @@ const LONGEST: Duration = Duration::from_secs(365 * 86_400);
 const POOL_IDS_FOR: Duration = Duration::from_secs(86_400);
 /// How long it is believed that a number stands for a repository.
 const NUMBERS_FOR: Duration = Duration::from_secs(3600);
-/// What only an App itself can ask for, with its JWT or its secret: GitHub answers 401 to whoever else does.
-const APPS_OWN: [&str; 2] = ["/app/", "/applications/"];
-/// Fields by which some servers take a request for another than it is.
-const OVERRIDES: [&str; 5] =
-    ["x-http-method-override", "x-http-method", "x-method-override", "x-original-url", "x-rewrite-url"];
 /// What we call ourselves in requests of our own: GitHub wants a User-Agent.
 const AGENT: &str = concat!("ghtap/", env!("CARGO_PKG_VERSION"));
 /// Bodies up to this size are read whole before they are sent on; larger ones pass through.
@@ -270,104 +264,6 @@ impl Exchange {
         }
     }
 
-    /// Whether this tap serves a caller: before anything of his is read or kept.
-    fn check_caller(&self, asked: &Asked, registered: Option<&Registered>) -> Result<(), Error> {
-        if registered.is_some() {
-            return Ok(());
-        }
-        if self.settings.clients_only {
-            return Err(Error::Unauthenticated(
-                "this tap serves registered clients only: send Authorization with a client's token".into(),
-            ));
-        }
-        match self.clients.holds_secret(&asked.headers) {
-            true => Err(Error::Unauthenticated(
-                "the Authorization holds a token that is, or was, a client's, in a form that is not taken; send: token TOKEN".into(),
-            )),
-            false => self.is_named(asked),
-        }
-    }
-
-    /// Whether a client of the registry may ask this.
-    async fn check_scopes(&self, asked: &Asked, trace: &Trace<'_>, client: &Registered) -> Result<(), Error> {
-        let path = api_path(asked.path());
-        if APPS_OWN.iter().any(|own| path == own.trim_end_matches('/') || path.starts_with(own)) {
-            return Err(Error::Forbidden(format!(
-                "{path} is for an App itself, and not for the credentials of the pool"
-            )));
-        }
-        let Some(scopes) = &client.scopes else { return Ok(()) };
-        let in_query = asked.uri.query().is_some_and(|q| q.split('&').any(|p| p.starts_with("_method=")));
-        if in_query || OVERRIDES.iter().any(|name| asked.headers.contains_key(*name)) {
-            return Err(Error::Forbidden(
-                "a request that asks for another method or path is not checked: ask plainly".into(),
-            ));
-        }
-        let path = match self.by_name(path) {
-            Some(named) => Cow::Owned(named),
-            None => match self.look_up_number(asked, trace, path).await {
-                Some(named) => Cow::Owned(named),
-                None => Cow::Borrowed(path),
-            },
-        };
-        let kinds = asked.graphql.as_ref().map(|r| r.as_ref().map(|r| &r.kinds[..]).map_err(|why| *why));
-        scopes.check(&client.name, &asked.method, &path, kinds).map_err(|out| Error::Forbidden(out.to_string()))
-    }
-
-    /// A path that names a repository by its number, by its name, where that is known: GitHub's links to further pages have
-    /// numbers.
-    fn by_name(&self, path: &str) -> Option<String> {
-        let rest = path.strip_prefix("/repositories/")?;
-        let (number, rest) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
-        Some(format!("/repos/{}{rest}", self.numbers.get(number)?))
-    }
-
-    /// The same, by asking GitHub: after a restart, or where another tap has shown the link.
-    async fn look_up_number(&self, asked: &Asked, trace: &Trace<'_>, path: &str) -> Option<String> {
-        #[derive(serde::Deserialize)]
-        struct Repository {
-            full_name: String,
-        }
-        let number = path.strip_prefix("/repositories/")?.split('/').next()?;
-        if number.is_empty() || number.len() > 20 || !number.bytes().all(|b| b.is_ascii_digit()) {
-            return None;
-        }
-        let base = if api_path(asked.path()) == asked.path() { "" } else { "/api/v3" };
-        let mut question = asked.for_page(self, &format!("{base}/repositories/{number}"))?;
-        question.is_plain_only();
-        question.headers = allow::own_fields(&asked.headers);
-        let answer = Box::pin(self.with_pool(&question, trace, Content::Empty)).await;
-        let Body::Full(body) = &answer.body else { return None };
-        let repository: Repository = serde_json::from_slice(body).ok().filter(|_| answer.status.is_success())?;
-        self.numbers.insert(number.to_owned(), repository.full_name);
-        self.by_name(path)
-    }
-
-    /// Learns which number a repository has from what GitHub links to, or redirects to.
-    fn note_numbers(&self, asked: &Asked, answer: &Answer) {
-        let text = |name| answer.headers.get(name).and_then(|v| v.to_str().ok());
-        let links = text(header::LINK).map(crate::cache::listing::parse_links).unwrap_or_default();
-        let moved = text(header::LOCATION).and_then(|l| l.strip_prefix("https://")?.split_once('/'));
-        let moved = moved.filter(|(host, _)| **host == *asked.target.host).map(|(_, path)| format!("/{path}"));
-        if links.is_empty() && moved.is_none() {
-            return;
-        }
-        let path = api_path(asked.path());
-        let path = self.by_name(path).map_or(Cow::Borrowed(path), Cow::Owned);
-        let Some(named) = path.strip_prefix("/repos/") else { return };
-        let Some((owner, rest)) = named.split_once('/') else { return };
-        let (name, below) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
-        for target in links.iter().map(|(_, target)| target).chain(&moved) {
-            let linked = api_path(target.split('?').next().unwrap_or_default());
-            if let Some(linked) = linked.strip_prefix("/repositories/") {
-                let (number, linked_below) = linked.split_at(linked.find('/').unwrap_or(linked.len()));
-                if linked_below == below {
-                    self.numbers.insert(number.to_owned(), format!("{owner}/{name}"));
-                }
-            }
-        }
-    }
-
     /// Whether a read is answered from the store, because GitHub is offline.
     fn is_unanswerable(&self, asked: &Asked) -> bool {
         let reads = matches!(asked.method, Method::GET | Method::HEAD);
@@ -407,57 +303,6 @@ impl Exchange {
     pub fn is_loop(&self, headers: &http::HeaderMap) -> bool {
         let seen = headers.get_all(header::VIA).iter().filter_map(|v| v.to_str().ok());
         seen.flat_map(|v| v.split([',', ' '])).any(|word| word == self.settings.pseudonym)
-    }
-
-    /// Past the cache: as it came, streamed both ways.
-    async fn forward(&self, asked: &Asked, trace: &Trace<'_>, content: &mut Content, bypass: Bypass) -> Answer {
-        let (body, gate) = content.send();
-        let mut request = asked.request(&self.via, body);
-        if let Some(encoding) = &asked.accept_encoding {
-            request.headers_mut().insert(header::ACCEPT_ENCODING, encoding.clone());
-        }
-        if let Some(gate) = gate {
-            // The origin's 100 lets the content go; the head went ahead of it.
-            request.headers_mut().insert(header::EXPECT, HeaderValue::from_static("100-continue"));
-            let gate = parking_lot::Mutex::new(Some(gate));
-            hyper::ext::on_informational(&mut request, move |response| {
-                if response.status() == http::StatusCode::CONTINUE
-                    && let Some(gate) = gate.lock().take()
-                {
-                    let _ = gate.send(());
-                }
-            });
-        }
-        request.headers_mut().extend(asked.preconditions.iter().cloned());
-        // Noted also when the client goes away: GitHub may have acted by then.
-        let _noted = Noted::of(self, asked);
-        let response = match self.send(asked, trace, request).await {
-            Ok(response) => response,
-            Err(error) => return Answer::failed(error.into()),
-        };
-        let (parts, body) = response.into_parts();
-        let teaches = parts.status.is_success() && Credentials::teaches(&asked.method, asked.path());
-        let refuses = asked.pooled.is_some() && parts.status.is_client_error();
-        if !(teaches || refuses) {
-            return Answer::passed(parts, Body::Upstream(Box::new(body)), Outcome::Bypass).bypassed(bypass);
-        }
-        match body::collect(body, SMALL).await {
-            Ok(Ok(whole)) => {
-                if teaches {
-                    self.learn(asked, &parts.headers, &whole);
-                }
-                let message = &whole[..whole.len().min(4096)];
-                let refusal = Refusal::of(parts.status, &parts.headers, message, now_ms());
-                let mut answer = Answer::passed(parts, Body::Full(whole), Outcome::Bypass).bypassed(bypass);
-                answer.refusal = refusal;
-                answer
-            }
-            Ok(Err((first, rest))) => {
-                let tee = body::Tee::new(first, rest, 0, |_| {});
-                Answer::passed(parts, Body::Tee(Box::new(tee)), Outcome::Bypass).bypassed(bypass)
-            }
-            Err(error) => Answer::failed(broken_off(error)),
-        }
     }
 
     /// Learns whom a credential acts for.
@@ -508,28 +353,6 @@ fn pool_ids(pool: &Pool, credentials: &Credentials) -> Cache<CredentialId, ()> {
         }
     }
     ids
-}
-
-/// Notes a write when it is dropped; what only reads is not one.
-struct Noted<'a> {
-    exchange: &'a Exchange,
-    path: Option<&'a str>,
-}
-
-impl<'a> Noted<'a> {
-    fn of(exchange: &'a Exchange, asked: &'a Asked) -> Noted<'a> {
-        let reads = matches!(asked.method, Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE)
-            || matches!(&asked.graphql, Some(Ok(request)) if request.is_query());
-        Noted { exchange, path: (!reads).then(|| asked.path()) }
-    }
-}
-
-impl Drop for Noted<'_> {
-    fn drop(&mut self) {
-        if let Some(path) = self.path {
-            self.exchange.writes.note(path, now_ms());
-        }
-    }
 }
 
 /// An error within a response's content.

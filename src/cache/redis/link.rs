@@ -44,8 +44,8 @@ impl Connection {
 
 /// How to make one.
 enum Maker {
-    Single(Client),
-    Cluster(ClusterClient),
+    Single(Box<Client>),
+    Cluster(Box<ClusterClient>),
     Sentinel(Box<tokio::sync::Mutex<SentinelClient>>),
 }
 
@@ -237,17 +237,17 @@ fn maker(servers: &Servers, ca: Option<&[u8]>) -> RedisResult<Maker> {
     match &servers.kind {
         Kind::Single => {
             let node = nodes.into_iter().next().expect("a URL without a host was refused");
-            Ok(Maker::Single(match (servers.tls, certificates()) {
+            Ok(Maker::Single(Box::new(match (servers.tls, certificates()) {
                 (true, Some(certificates)) => Client::build_with_tls(node, certificates)?,
                 _ => Client::open(node)?,
-            }))
+            })))
         }
         Kind::Cluster => {
             let mut builder = ClusterClient::builder(nodes).connection_timeout(CONNECT).retries(2);
             if let (true, Some(certificates)) = (servers.tls, certificates()) {
                 builder = builder.certs(certificates);
             }
-            Ok(Maker::Cluster(builder.build()?))
+            Ok(Maker::Cluster(Box::new(builder.build()?)))
         }
         Kind::Sentinel(master) => {
             let mut builder = SentinelClientBuilder::new(servers.addresses(), master, SentinelServerType::Master)?

@@ -165,7 +165,6 @@ impl RedisRoom {
     }
 
     /// An entry and those of its bodies that are not large.
-    #[expect(clippy::type_complexity, reason = "an entry and its bodies; a name would say no more")]
     pub(super) async fn load(&self, id: KeyId) -> io::Result<Option<(Entry, Vec<(BodyId, Bytes)>)>> {
         let (mut record, mut revoked) = (None, None);
         let mut bodies = Vec::new();

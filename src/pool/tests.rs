@@ -1,0 +1,111 @@
+use http::Method;
+
+use super::*;
+use crate::github::limits::Quota;
+
+fn pool(names: &[&str]) -> Pool {
+    let token = |n: &&str| FoundToken { name: (*n).into(), token: format!("ghp_{n}"), host: None };
+    let tokens = names.iter().map(token).collect();
+    Pool::new(Found { tokens, apps: Vec::new() }, "api.github.com", Duration::ZERO).unwrap()
+}
+
+fn wanted(path: &str) -> Wanted {
+    Wanted::of(&"api.github.com".into(), &Method::GET, path, "GET /x")
+}
+
+fn name(choice: Choice) -> String {
+    match choice {
+        Choice::Account(account) => account.name.to_string(),
+        Choice::Resting(ms) => format!("resting {ms}"),
+        Choice::None => "none".into(),
+    }
+}
+
+fn left(remaining: u64, reset: u64) -> Quota {
+    Quota { remaining: Some(remaining), reset: Some(reset), resource: Some("core"), ..Quota::default() }
+}
+
+#[test]
+fn the_one_with_most_left_that_does_not_rest() {
+    let pool = pool(&["a", "b"]);
+    let all = pool.accounts();
+    let core = wanted("/repos/o/r");
+    all[0].observe(&left(10, 100), 1000);
+    all[1].observe(&left(20, 100), 1000);
+    assert_eq!(name(pool.choose(&core, &[], 2000)), "b");
+    all[1].observe(&left(0, 100), 3000);
+    assert_eq!(name(pool.choose(&core, &[], 4000)), "a");
+    assert_eq!(name(pool.choose(&wanted("/search/issues"), &[], 4000)), "a", "another pool of GitHub's");
+    all[0].rest(Some("core"), 50_000);
+    assert_eq!(name(pool.choose(&core, &[], 4000)), "resting 46000");
+    assert_eq!(name(pool.choose(&core, &[all[0].id], 4000)), "resting 96000");
+    assert_eq!(name(pool.choose(&core, &[], 100_001)), "a", "the hour is over");
+    all[0].rest(None, 200_000);
+    assert_eq!(name(pool.choose(&wanted("/graphql"), &[], 101_000)), "b");
+    assert_eq!(name(pool.choose(&core, &[0, 1], 101_000)), "none");
+}
+
+#[test]
+fn who_sees_comes_before_who_has_most() {
+    let pool = pool(&["a", "b"]);
+    let all = pool.accounts();
+    let there = wanted("/repos/O/r");
+    all[0].observe(&left(10, 100), 1000);
+    pool.saw(&all[0], &there);
+    assert_eq!(name(pool.choose(&wanted("/repos/o/R/pulls"), &[], 2000)), "a");
+    assert_eq!(name(pool.choose(&wanted("/repos/o/other"), &[], 2000)), "b");
+    pool.did_not_see(&[all[1].id], &wanted("/repos/o/other"));
+    assert_eq!(name(pool.choose(&wanted("/repos/o/other"), &[], 2000)), "a");
+    let elsewhere = Wanted::of(&"ghe.example".into(), &Method::GET, "/repos/o/r", "GET /x");
+    assert_eq!(name(pool.choose(&elsewhere, &[], 2000)), "none", "credentials are for one API");
+}
+
+#[test]
+fn a_404_is_believed_when_nobody_knows_better() {
+    let pool = pool(&["a", "b"]);
+    let all = pool.accounts();
+    let (file, hook) = (wanted("/repos/o/r/contents/x"), Wanted { route: "GET /hooks", ..wanted("/repos/o/r/hooks") });
+    assert!(!pool.is_final(&all[0], &file) && pool.is_final(&all[0], &wanted("/user")));
+    pool.saw(&all[0], &file);
+    assert!(!pool.is_final(&all[0], &file), "the other may be given more");
+    pool.nobody_saw(&file);
+    assert!(pool.is_final(&all[0], &file) && !pool.is_final(&all[0], &hook));
+    assert!(!pool.is_final(&all[1], &file), "it may not see the repository at all");
+    pool.saw(&all[0], &file);
+    assert!(pool.is_final(&all[0], &file), "another file that is there changes nothing");
+    pool.did_not_see(&[all[0].id], &file);
+    assert!(!pool.is_final(&all[0], &file), "somebody was given what it was not");
+    // Of a repository that nobody sees, once all were asked.
+    let nowhere = wanted("/repos/o/nowhere");
+    pool.nobody_saw(&nowhere);
+    assert!(pool.is_final(&all[0], &nowhere) && pool.is_final(&all[1], &nowhere));
+}
+
+#[test]
+fn who_sees_it_is_waited_for() {
+    let pool = pool(&["a", "b"]);
+    let all = pool.accounts();
+    let there = wanted("/repos/o/r");
+    assert_eq!(pool.seer_is_back_in(&there, &[1], 1000), None);
+    pool.saw(&all[0], &there);
+    all[0].rest(Some("core"), 5000);
+    assert_eq!(pool.seer_is_back_in(&there, &[1], 1000), Some(4000));
+    assert_eq!(pool.seer_is_back_in(&there, &[0, 1], 1000), None);
+}
+
+#[test]
+fn what_a_request_is_for() {
+    for (path, resource, owner, repository) in [
+        ("/repos/O/R/pulls", "core", Some("o"), Some("o/r")),
+        ("/orgs/Acme/repos", "core", Some("acme"), None),
+        ("/search/code", "code_search", None, None),
+        ("/search/issues", "search", None, None),
+        ("/graphql", "graphql", None, None),
+        ("/repositories/7/issues", "core", None, Some("id/7")),
+        ("/user", "core", None, None),
+    ] {
+        let wanted = wanted(path);
+        let found = (wanted.resource, wanted.owner.as_deref(), wanted.repository.as_deref());
+        assert_eq!(found, (resource, owner, repository), "{path}");
+    }
+}
