@@ -60,7 +60,8 @@ async fn serve(config: &Serve, held: &place::Held) -> Result<ExitCode, Failure> 
         status_page: config.status_page(),
         status_every: config.status_every,
         clients_only: config.clients_only,
-        pool: pool::find(variables(), config.pool_file.as_deref()).map_err(Failure::new)?,
+        pool: pool::find(variables(), config.pool_file.as_deref(), config.tap.places.config.as_deref())
+            .map_err(Failure::new)?,
         pool_wait: config.pool_wait,
         pool_padding: config.pool_padding,
     };

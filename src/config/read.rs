@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use clap::{CommandFactory, FromArgMatches};
 
 use super::{Cli, mirrors};
+use crate::pool;
 
 /// Reads the command line, the environment, and the file that `--config` names.
 ///
@@ -25,6 +26,8 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Erro
         let text = std::fs::read_to_string(file).map_err(|e| wrong(e.to_string()))?;
         table = text.parse().map_err(|e: toml::de::Error| wrong(e.to_string()))?;
     }
+    // The pool's credentials may stand in the same file: they are read by who needs them.
+    table.retain(|key, _| !pool::KEYS.contains(&key));
     if name == "serve" {
         let variable = |name: &str| std::env::var(name).ok();
         let known = mirrors::options(variable)

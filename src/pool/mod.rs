@@ -15,7 +15,7 @@ use moka::sync::Cache;
 use parking_lot::RwLock;
 
 pub use account::{Account, Kind};
-pub use read::{Found, FoundApp, FoundToken, find};
+pub use read::{Found, FoundApp, FoundToken, KEYS, find};
 pub use wanted::Wanted;
 
 /// An App: it has a token for each account that it is installed on.

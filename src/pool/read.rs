@@ -32,19 +32,28 @@ pub struct FoundApp {
     pub host: Option<String>,
 }
 
-/// Looks through variables, and a TOML file if there is one.
+/// Looks through variables, and TOML files: that of `--pool-file`, and of `--config`, where other things are, too.
 ///
 /// # Errors
 /// One line that names the variable or the file, and never repeats a secret.
-pub fn find(variables: impl IntoIterator<Item = (String, String)>, file: Option<&Path>) -> Result<Found, String> {
+pub fn find(
+    variables: impl IntoIterator<Item = (String, String)>,
+    file: Option<&Path>,
+    config: Option<&Path>,
+) -> Result<Found, String> {
     let mut found = from_variables(variables)?;
-    if let Some(path) = file {
-        let more = from_file(path).map_err(|why| format!("--pool-file {}: {why}", path.display()))?;
+    for (path, option) in [(file, "--pool-file"), (config, "--config")] {
+        let Some(path) = path else { continue };
+        let more =
+            from_file(path, option == "--config").map_err(|why| format!("{option} {}: {why}", path.display()))?;
         found.tokens.extend(more.tokens);
         found.apps.extend(more.apps);
     }
     Ok(found)
 }
+
+/// The keys of the credentials in a file.
+pub const KEYS: [&str; 2] = ["pat", "app"];
 
 fn from_variables(variables: impl IntoIterator<Item = (String, String)>) -> Result<Found, String> {
     let mut found = Found::default();
@@ -90,7 +99,7 @@ fn from_variables(variables: impl IntoIterator<Item = (String, String)>) -> Resu
     Ok(found)
 }
 
-fn from_file(path: &Path) -> Result<Found, String> {
+fn from_file(path: &Path, has_more: bool) -> Result<Found, String> {
     #[derive(Deserialize)]
     #[serde(deny_unknown_fields, rename_all = "kebab-case")]
     struct File {
@@ -124,7 +133,14 @@ fn from_file(path: &Path) -> Result<Found, String> {
         host: Option<String>,
     }
     let text = std::fs::read_to_string(path).map_err(|e| e.to_string())?;
-    let file: File = toml::from_str(&text).map_err(|e| {
+    let parsed = match has_more {
+        false => toml::from_str::<File>(&text),
+        true => text.parse::<toml::Table>().and_then(|mut table| {
+            table.retain(|key, _| KEYS.contains(&key));
+            table.try_into()
+        }),
+    };
+    let file: File = parsed.map_err(|e: toml::de::Error| {
         // Only where, and what is missing: the text around it may hold secrets.
         let line = e.span().map_or(0, |s| text[..s.start].matches('\n').count() + 1);
         format!("line {line}: [[pat]] with name and token or token-file, [[app]] with name, id, pem or pem-file are expected")
@@ -166,7 +182,7 @@ mod tests {
     use super::*;
 
     fn variables(set: &[(&str, &str)]) -> Result<Found, String> {
-        find(set.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())), None)
+        find(set.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())), None, None)
     }
 
     #[test]
@@ -212,12 +228,16 @@ mod tests {
         let path = dir.path().join("pool.toml");
         let read = |text: &str| {
             std::fs::write(&path, text).unwrap();
-            find([], Some(&path))
+            find([], Some(&path), None)
         };
         let found =
             read("[[pat]]\nname = \"bot\"\ntoken = \"t\"\n[[app]]\nname = \"a\"\nid = 3\npem = \"-----BEGIN X\"\n");
         let found = found.unwrap();
         assert_eq!((found.tokens.len(), found.apps[0].id.as_str(), found.apps[0].installation), (1, "3", None));
+        std::fs::write(&path, "listen = \"x\"\n[[pat]]\nname = \"bot\"\ntoken = \"t\"\nhost = \"GHE.example\"\n")
+            .unwrap();
+        let found = find([], None, Some(&path)).unwrap();
+        assert_eq!(found.tokens[0].host.as_deref(), Some("GHE.example"));
         for (text, said) in [
             ("[[pat]]\nname = \"bot\"\n", "one of the secret"),
             ("[[pat]]\ntoken = \"s3cret\"\n", "line 1"),

@@ -109,3 +109,22 @@ fn what_a_request_is_for() {
         assert_eq!(found, (resource, owner, repository), "{path}");
     }
 }
+
+#[test]
+fn tokens_are_renewed_before_they_expire_and_failures_are_shared() {
+    let key = rcgen::KeyPair::generate_rsa_for(&rcgen::PKCS_RSA_SHA256, rcgen::RsaKeySize::_2048).unwrap();
+    let pem = key.serialize_pem();
+    let app = FoundApp { name: "a".into(), id: "1".into(), installation: Some(7), pem, host: None };
+    let pool = Pool::new(Found { tokens: Vec::new(), apps: vec![app] }, "api.github.com", Duration::ZERO).unwrap();
+    let account = pool.accounts().remove(0);
+    let Kind::Installation(installation) = &account.kind else { panic!("an installation") };
+    let secret = account::Secret::new("ghs_x").unwrap();
+    let hour = 3_600_000;
+    installation.keep(secret.clone(), 0, hour);
+    assert!(installation.current(hour - 301_000).is_some() && installation.current(hour - 300_000).is_none());
+    assert!(!installation.forget(&secret, 59_000), "a new one would fare no better");
+    assert!(installation.current(0).is_none());
+    installation.failed(hour);
+    assert!(installation.has_failed(hour + 9_000) && !installation.has_failed(hour + 10_000));
+    assert!(!format!("{account:?}").contains("ghs_x"));
+}

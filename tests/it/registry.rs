@@ -286,3 +286,26 @@ async fn the_registry_is_read_again_and_a_wrong_one_changes_nothing() {
     assert_eq!(client.get("/user", "first", &[]).await.status, 401);
     assert!(github.arrived().is_empty(), "what was a client's token is not GitHub's");
 }
+
+#[tokio::test]
+async fn pygithub_through_the_proxy_with_a_clients_token() {
+    let python = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/.venv/bin/python");
+    if !python.exists() {
+        crate::support::missing("pygithub_through_the_proxy_with_a_clients_token", "PyGithub");
+        return;
+    }
+    let (github, tap) = start(&[]).await;
+    github
+        .set("/repos/acme/tool", json!({ "full_name": "acme/tool", "url": "https://api.github.com/repos/acme/tool" }));
+    let script = "import github; g = github.Github(auth=github.Auth.Token('client-reader'), retry=None); \
+                  r = g.get_repo('acme/tool'); print(r.full_name, len(list(r.get_issues())))";
+    let mut command = crate::support::tap::command(python);
+    command
+        .args(["-c", script])
+        .env("https_proxy", format!("http://bot:x@{}", tap.proxy))
+        .env("REQUESTS_CA_BUNDLE", tap.bundle());
+    let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
+    let out = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert_eq!(out, "acme/tool 70\n", "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(github.arrived().iter().all(|a| a.headers["authorization"] == "Bearer ghp_pool"));
+}
