@@ -57,6 +57,7 @@ pub struct Metrics {
     store_totals: [IntCounter; 3],
     store_up: Gauge,
     offline: GaugeVec,
+    pool_rests: GaugeVec,
     operations: IntCounterVec,
     points: IntCounterVec,
     /// github-mirror's, by its names: its dashboard keeps working.
@@ -222,6 +223,12 @@ impl Metrics {
             ],
             store_up: gauge("ghtap_store_up", "Whether the store works; 0: it is gone on without."),
             offline: gauges(r, "ghtap_upstream_offline", "Whether GitHub is taken to be offline.", &["host"]),
+            pool_rests: gauges(
+                r,
+                "ghtap_pool_rests_until_timestamp_seconds",
+                "Until when a credential of the pool is not asked; 0: it is.",
+                &["credential"],
+            ),
             operations: counters(r, "ghtap_graphql_requests_total", "GraphQL requests, by operation.", &["operation"]),
             points: counters(
                 r,
@@ -301,6 +308,14 @@ impl Metrics {
         let label = self.operation_names.fold(label, &self.folded);
         self.operations.with_label_values(&[label]).inc();
         self.points.with_label_values(&[label]).inc_by(points);
+    }
+
+    /// Until when each credential of the pool rests, in milliseconds since 1970.
+    pub fn pool(&self, all: impl Iterator<Item = (Arc<str>, u64)>) {
+        self.pool_rests.reset();
+        for (credential, until) in all.take(MAX_CREDENTIALS) {
+            self.pool_rests.with_label_values(&[&*credential]).set((until / 1000) as f64);
+        }
     }
 
     /// Whether each host is taken to be offline.

@@ -13,6 +13,11 @@ pub async fn metrics(exchange: &Arc<Exchange>, ledger: &Path) -> String {
     let stats = store_stats(exchange).await;
     let metrics = &exchange.metrics;
     metrics.offline(exchange.outages.all());
+    let now = now_ms();
+    metrics.pool(exchange.pool.accounts().into_iter().map(|a| {
+        let until = a.rests(now);
+        (a.name.clone(), if until > now { until } else { 0 })
+    }));
     metrics.quotas(&exchange.ledger.quotas.all(), now_ms());
     metrics.ledger_bytes.set(occupied_by(ledger).await as f64);
     metrics.last_answer.set((exchange.last_upstream_ok() / 1000) as f64);

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::{Query, State};
+use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 
@@ -79,11 +80,11 @@ pub(super) async fn list(State(admin): State<Arc<Admin>>, Query(which): Query<Wh
             if store::url(entry).starts_with(&which.prefix) {
                 listed.push(Listed::of(entry));
             }
-        });
+        })?;
         listed.sort_by(|a, b| a.url.cmp(&b.url));
-        listed
+        Ok(listed)
     });
-    Json(listed.await.unwrap_or_default()).into_response()
+    answer(listed.await)
 }
 
 #[derive(Deserialize)]
@@ -99,15 +100,28 @@ pub(super) async fn entry(State(admin): State<Arc<Admin>>, Query(one): Query<One
             if store::url(entry) == one.url {
                 found.push(entry.clone());
             }
-        });
-        describe(&found)
+        })?;
+        Ok(describe(&found))
     });
-    Json(found.await.unwrap_or_default()).into_response()
+    answer(found.await)
 }
 
 pub(super) async fn purge(State(admin): State<Arc<Admin>>, Query(which): Query<Which>) -> Response {
     let store = admin.exchange.store.clone();
-    let purged = tokio::task::spawn_blocking(move || store.purge(&which.prefix)).await.unwrap_or(0);
-    tracing::info!(purged, "the store was purged");
-    Json(serde_json::json!({ "purged": purged })).into_response()
+    let purged = tokio::task::spawn_blocking(move || store.purge(&which.prefix)).await;
+    if let Ok(Ok(purged)) = &purged {
+        tracing::info!(purged, "the store was purged");
+    }
+    answer(purged.map(|purged| purged.map(|n| serde_json::json!({ "purged": n }))))
+}
+
+fn answer<T: serde::Serialize>(found: Result<std::io::Result<T>, tokio::task::JoinError>) -> Response {
+    match found {
+        Ok(Ok(found)) => Json(found).into_response(),
+        Ok(Err(error)) => super::refusal(
+            StatusCode::SERVICE_UNAVAILABLE,
+            &format!("the store cannot be asked: {error}; try again when it is back"),
+        ),
+        Err(_) => super::refusal(StatusCode::INTERNAL_SERVER_ERROR, "the store cannot be asked; look at the log"),
+    }
 }

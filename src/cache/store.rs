@@ -440,37 +440,44 @@ impl Store {
         self.locks[usize::from(id.0[0]) % self.locks.len()].lock()
     }
 
-    /// Calls `each` for every entry, in no order. Blocks on the disk.
-    pub fn for_each(&self, mut each: impl FnMut(KeyId, &Entry)) {
-        match &self.room {
-            None => self.memory.all().iter().for_each(|(id, loaded)| each(*id, &loaded.entry)),
-            Some(room) => {
-                self.flush();
-                match room {
-                    Room::Sled(room) => room.for_each(&mut each),
-                    Room::Redis(room) => {
-                        if let Err(error) = room.for_each(&mut each) {
-                            self.failed(&error);
-                        }
-                    }
-                }
-            }
+    /// Calls `each` for every entry, in no order. Blocks on the room.
+    ///
+    /// # Errors
+    /// The room cannot be asked.
+    pub fn for_each(&self, mut each: impl FnMut(KeyId, &Entry)) -> std::io::Result<()> {
+        let Some(room) = &self.room else {
+            self.memory.all().iter().for_each(|(id, loaded)| each(*id, &loaded.entry));
+            return Ok(());
+        };
+        self.flush();
+        match room {
+            Room::Sled(room) => room.for_each(&mut each),
+            Room::Redis(room) => room.for_each(&mut each)?,
         }
+        Ok(())
     }
 
-    /// Removes every entry whose URL begins with `prefix`, and says how many. Blocks on the disk.
-    pub fn purge(&self, prefix: &str) -> usize {
-        let mut found = Vec::new();
-        self.for_each(|id, entry| {
+    /// Removes every entry whose URL begins with `prefix`, and says how many. Blocks on the room.
+    ///
+    /// # Errors
+    /// The room cannot be asked; what was in memory is gone all the same.
+    pub fn purge(&self, prefix: &str) -> std::io::Result<usize> {
+        let mut found = std::collections::HashSet::new();
+        for (id, loaded) in self.memory.all() {
+            if url(&loaded.entry).starts_with(prefix) {
+                found.insert(id);
+            }
+        }
+        let asked = self.for_each(|id, entry| {
             if url(entry).starts_with(prefix) {
-                found.push(id);
+                found.insert(id);
             }
         });
         for id in &found {
             self.remove(*id);
         }
         self.flush();
-        found.len()
+        asked.map(|()| found.len())
     }
 
     /// Waits until all that was stored is on disk.

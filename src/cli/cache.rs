@@ -21,7 +21,7 @@ pub fn run(config: &CacheArgs) -> Result<ExitCode, Failure> {
             // The limit is not ours to enforce: look at what is there.
             let room = SledRoom::open(&data_dir, u64::MAX / 4).map_err(Failure::new)?;
             let store = Store::on_disk(room, 1 << 20);
-            let text = at_rest(&store, &config.action);
+            let text = at_rest(&store, &config.action).map_err(Failure::new)?;
             store.close();
             text
         }
@@ -42,8 +42,8 @@ pub fn run(config: &CacheArgs) -> Result<ExitCode, Failure> {
 /// What describing no entry comes to.
 const NOTHING: &str = "[]\n";
 
-fn at_rest(store: &Store, action: &CacheAction) -> String {
-    match action {
+fn at_rest(store: &Store, action: &CacheAction) -> std::io::Result<String> {
+    Ok(match action {
         CacheAction::Stats => stats(&Stats { max_bytes: 0, ..store.stats() }),
         CacheAction::List { prefix } => {
             let mut all = Vec::new();
@@ -51,7 +51,7 @@ fn at_rest(store: &Store, action: &CacheAction) -> String {
                 if store::url(entry).starts_with(prefix.as_str()) {
                     all.push(Listed::of(entry));
                 }
-            });
+            })?;
             all.sort_by(|a, b| a.url.cmp(&b.url));
             list(&all)
         }
@@ -61,11 +61,11 @@ fn at_rest(store: &Store, action: &CacheAction) -> String {
                 if store::url(entry) == *url {
                     found.push(entry.clone());
                 }
-            });
+            })?;
             format!("{:#}\n", describe(&found))
         }
-        CacheAction::Purge { prefix } => purged(store.purge(prefix) as u64),
-    }
+        CacheAction::Purge { prefix } => purged(store.purge(prefix)? as u64),
+    })
 }
 
 async fn running(admin: &At, action: &CacheAction) -> Result<String, Failure> {
@@ -102,6 +102,9 @@ fn stats(stats: &Stats) -> String {
     );
     if stats.max_bytes > 0 {
         out.push_str(&format!("limit      {}\n", size(stats.max_bytes)));
+    }
+    if let Some(trouble) = &stats.trouble {
+        out.push_str(&format!("trouble    {trouble}\n"));
     }
     out.push_str(&format!("evicted    {}\ncorrupt    {}\nerrors     {}\n", stats.evicted, stats.corrupt, stats.errors));
     out

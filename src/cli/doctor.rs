@@ -233,6 +233,11 @@ async fn intercepted(proxy: SocketAddr, host: &str, certs_dir: &Path) -> Finding
                     "HTTPS_PROXY leads to another proxy: eval \"$(ghtap env)\"",
                 );
             }
+            if lower.contains("proxy-status: ghtap") && status == "401" {
+                return Finding::Good(format!(
+                    "a request through {proxy} was intercepted; who asks without a credential is refused, as you asked for"
+                ));
+            }
             if lower.contains("proxy-status: ghtap") {
                 return bad(
                     format!("the tap cannot reach GitHub (it answered {status})"),

@@ -65,7 +65,17 @@ async fn serve(config: &Serve, held: &place::Held) -> Result<ExitCode, Failure> 
         pool_wait: config.pool_wait,
         pool_padding: config.pool_padding,
     };
+    let found = serving.pool.tokens.len() + serving.pool.apps.len();
     let running = tap::start(&config.tap, listeners, Apart::default(), serving).await?;
+    match (running.exchange.clients.has_registry(), found) {
+        (true, 0) => tracing::warn!(
+            "there is a registry, and no GitHub credential to ask with for its clients: set GITHUB_PAT_NAME, or GITHUB_APP_NAME_ID and _PEM"
+        ),
+        (false, 1..) => {
+            tracing::warn!("there are GitHub credentials, and no registry of clients to ask for: give --clients-file")
+        }
+        _ => {}
+    }
     held.announce(&place::Tap {
         pid: std::process::id(),
         shared: true,
@@ -75,7 +85,7 @@ async fn serve(config: &Serve, held: &place::Held) -> Result<ExitCode, Failure> 
         admin_token,
         own_secret,
     })?;
-    greet(config, &running);
+    greet(config, &running, found);
     let signal = tokio::select! {
         _ = terminate.recv() => "SIGTERM",
         _ = interrupt.recv() => "SIGINT",
@@ -109,7 +119,7 @@ fn admin_token(config: &Serve) -> Result<Option<String>, Failure> {
     Ok(Some(token))
 }
 
-fn greet(config: &Serve, running: &tap::Running) {
+fn greet(config: &Serve, running: &tap::Running, pool: usize) {
     use std::fmt::Write;
     let mut text = format!("ghtap {} intercepts {}\n", env!("CARGO_PKG_VERSION"), config.tap.intercept.join(", "));
     let _ = writeln!(text, "  proxy    http://{}", running.proxy);
@@ -120,6 +130,17 @@ fn greet(config: &Serve, running: &tap::Running) {
         let _ = writeln!(text, "  admin    http://{admin}");
     }
     let _ = writeln!(text, "  CA       {}", running.files.ca.display());
+    let upstream: Vec<String> = config.upstream.iter().map(ToString::to_string).collect();
+    let _ = writeln!(text, "  mirrors  {}, for requests to its own address", upstream.join(", "));
+    let _ = writeln!(text, "  store    {}", config.tap.store);
+    let allowed: Vec<&str> = config.allow_user.iter().flat_map(|a| a.0.iter().map(String::as_str)).collect();
+    if !allowed.is_empty() {
+        let _ = writeln!(text, "  serves   {} only", allowed.join(", "));
+    }
+    if running.exchange.clients.has_registry() {
+        let only = if config.clients_only { " only" } else { "" };
+        let _ = writeln!(text, "  serves   clients of the registry{only}, with {pool} GitHub credentials or Apps");
+    }
     say(&format!("{text}next, where the clients run: eval \"$(ghtap env)\"\n"));
 }
 

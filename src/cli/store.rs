@@ -11,6 +11,9 @@ use crate::config::{StoreKind, Tap as Config};
 /// Opens the store that was asked for.
 pub async fn open(config: &Config, memory_only: bool, data_dir: &Path) -> Result<Store, Failure> {
     let (max_bytes, memory_bytes) = (config.store_max_bytes, config.store_memory_bytes);
+    if config.store_reader.is_some() && !matches!(config.store, StoreKind::Redis(_)) {
+        return Err(Failure::new("--store-reader goes with --store redis:// or rediss://"));
+    }
     match &config.store {
         StoreKind::Memory => Ok(Store::memory(max_bytes)),
         // A run beside another that holds the directory.
@@ -25,7 +28,8 @@ pub async fn open(config: &Config, memory_only: bool, data_dir: &Path) -> Result
         StoreKind::Wrong(why) => Err(Failure::new(format_args!("--store: {why}"))),
         StoreKind::Redis(servers) => {
             let ca = config.store_ca.as_ref().map(|path| {
-                std::fs::read(path).map_err(|e| Failure::new(format_args!("--store-ca {}: {e}", path.display())))
+                let read = crate::tls::roots::pem_file(path).and_then(|_| std::fs::read(path));
+                read.map_err(|e| Failure::new(format_args!("--store-ca {}: {e}", path.display())))
             });
             let reader = match &config.store_reader {
                 None => None,
@@ -40,7 +44,10 @@ pub async fn open(config: &Config, memory_only: bool, data_dir: &Path) -> Result
                 timeout: config.store_timeout,
                 ttl: config.store_ttl,
             };
-            let room = RedisRoom::open(&options).map_err(|e| Failure::new(format_args!("--store: {e}")))?;
+            let room = RedisRoom::open(&options).map_err(|e| match e.starts_with("--") {
+                true => Failure::new(e),
+                false => Failure::new(format_args!("--store: {e}")),
+            })?;
             Ok(Store::in_redis(room, memory_bytes))
         }
     }

@@ -207,6 +207,13 @@ enum Some1 {
 }
 
 impl Some1 {
+    fn is(&self, text: &str) -> bool {
+        match self {
+            Some1::One(one) => one.eq_ignore_ascii_case(text),
+            Some1::Many(many) => many.iter().all(|m| m.eq_ignore_ascii_case(text)),
+        }
+    }
+
     fn all(self) -> Vec<String> {
         match self {
             Some1::One(one) => vec![one],
@@ -241,6 +248,7 @@ impl RegistryScope {
             None => return Err("a scope has no path".into()),
         };
         let methods = match self.method {
+            Some(methods) if only_graphql && !methods.is("POST") => return Err("GraphQL is asked by POST".into()),
             Some(methods) => methods.all(),
             None if only_graphql => vec!["POST".into()],
             None => return Err("a scope has no method".into()),
@@ -272,7 +280,11 @@ fn registry(text: &str, env: impl IntoIterator<Item = (String, String)>) -> Resu
     let registry: Registry = serde_saphyr::from_str(&rendered).map_err(|e| {
         // Only where: the text around it may hold tokens.
         let at = e.location().map_or_else(String::new, |l| format!("line {}: ", l.line()));
-        format!("{at}`version: 1` and `clients: [{{name, token, scopes: [{{method, path}}]}}]` are expected")
+        let text = e.to_string();
+        // The name of a field that is missing is ours, and no secret.
+        let missing = text.split_once("missing field `").and_then(|(_, rest)| rest.split_once('`'));
+        let missing = missing.map_or_else(String::new, |(field, _)| format!("`{field}` is missing; "));
+        format!("{at}{missing}`version: 1` and `clients: [{{name, token, scopes: [{{method, path, graphql}}]}}]` are expected")
     })?;
     if registry.version != 1 {
         return Err(format!("version {} is not known; version: 1 is", registry.version));

@@ -45,13 +45,16 @@ pub struct GraphQl {
 pub enum OutOfScope {
     #[error("no scope of {client:?} allows {method} {path}; add one to the registry")]
     Missing { client: String, method: String, path: String },
-    #[error("no scope of {client:?} allows a GraphQL {kind}; add one to the registry, as graphql: {kind}")]
+    #[error("no scope of {client:?} allows GraphQL {kind}; add one to the registry, as graphql: {kind}")]
     GraphQl { client: String, kind: &'static str },
     #[error("the path is ambiguous ({0}), and scopes are checked: write it plainly")]
     Ambiguous(&'static str),
     #[error("the GraphQL request cannot be read ({0}), and scopes are checked: send JSON with one valid document")]
     Unreadable(&'static str),
 }
+
+/// What GitHub's API is asked with.
+const METHODS: [&str; 6] = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"];
 
 impl Scope {
     /// # Errors
@@ -61,10 +64,8 @@ impl Scope {
         let mut methods: Vec<String> = methods.iter().map(upper).collect();
         if methods.iter().any(|m| m == "*" || m == "ANY") {
             methods.clear();
-        } else if methods.is_empty()
-            || methods.iter().any(|m| m.is_empty() || Method::from_bytes(m.as_bytes()).is_err())
-        {
-            return Err("a scope's method is a name such as GET, or * for any".into());
+        } else if methods.is_empty() || methods.iter().any(|m| !METHODS.contains(&m.as_str())) {
+            return Err("a scope's method is GET, HEAD, POST, PUT, PATCH or DELETE, or * for any".into());
         }
         // github-proxy's patterns may leave the first slash out.
         let pattern = match pattern.bytes().next() {
@@ -282,7 +283,7 @@ mod tests {
 
     #[test]
     fn mistakes_in_patterns_are_told() {
-        for (method, pattern) in [("GET", "/a("), ("", "/a"), ("GET", ""), ("G T", "/a")] {
+        for (method, pattern) in [("GET", "/a("), ("", "/a"), ("GET", ""), ("G T", "/a"), ("GTE", "/a")] {
             assert!(Scope::new(&[method.to_owned()], pattern, BOTH).is_err(), "{method} {pattern}");
         }
     }

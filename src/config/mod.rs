@@ -225,8 +225,8 @@ pub struct Serve {
     /// Repeatable: once for /…, once for /api/v3/….
     #[arg(long, value_name = "URL", env = "GHTAP_UPSTREAM", value_delimiter = ',', default_value = "https://api.github.com", value_parser = upstream)]
     pub upstream: Vec<Upstream>,
-    /// How clients reach the tap's own address: what the API's URL becomes in answers. [default: http:// and the
-    /// request's Host]
+    /// How clients reach the tap's own address: what the API's URL becomes in answers. With a path, where something before
+    /// the tap takes it off again. [default: http:// and the request's Host]
     #[arg(long, value_name = "URL", env = "GHTAP_PUBLIC_URL", value_parser = public_url)]
     pub public_url: Option<String>,
     /// Serve only these logins, installation:ID and app:SLUG; others get 403, and 401 without a credential. Repeatable.
@@ -479,6 +479,28 @@ pub struct Upstream {
     pub port: u16,
     /// Empty, or `/api/v3`: without a slash at the end.
     pub base: String,
+}
+
+impl std::fmt::Display for Upstream {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (scheme, usual) = if self.tls { ("https", 443) } else { ("http", 80) };
+        let host = if self.host.contains(':') { format!("[{}]", self.host) } else { self.host.clone() };
+        match self.port == usual {
+            true => write!(f, "{scheme}://{host}{}", self.base),
+            false => write!(f, "{scheme}://{host}:{}{}", self.port, self.base),
+        }
+    }
+}
+
+impl std::fmt::Display for StoreKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            StoreKind::Sled => f.write_str("on disk"),
+            StoreKind::Memory => f.write_str("in memory"),
+            StoreKind::Redis(servers) => write!(f, "{servers}"),
+            StoreKind::Wrong(_) => f.write_str("-"),
+        }
+    }
 }
 
 /// What one `--allow-user` lists.

@@ -29,6 +29,13 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Erro
     // The pool's credentials may stand in the same file: they are read by who needs them.
     table.retain(|key, _| !pool::KEYS.contains(&key));
     if name == "serve" {
+        // Elsewhere, a variable that is set to nothing is not set. Here it would let everybody in.
+        for name in ["GITHUB_USERS", "GHTAP_ALLOW_USER"] {
+            if std::env::var_os(name).is_some_and(|v| v.to_string_lossy().trim().is_empty()) {
+                let what = format!("{name} is set and names nobody; name who is served, or unset it\n");
+                return Err(clap::Error::raw(clap::error::ErrorKind::InvalidValue, what));
+            }
+        }
         let variable = |name: &str| std::env::var(name).ok();
         let known = mirrors::options(variable)
             .map_err(|e| clap::Error::raw(clap::error::ErrorKind::InvalidValue, format!("{e}\n")))?;

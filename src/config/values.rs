@@ -60,7 +60,10 @@ pub(super) fn store(text: &str) -> Result<StoreKind, String> {
         _ => match Servers::parse(text) {
             // Refused later, by who does not repeat it: there may be a password in it.
             Some(servers) => Ok(servers.map_or_else(StoreKind::Wrong, StoreKind::Redis)),
-            None => Err("sled:, memory: or redis://host is expected".into()),
+            None => Err(
+                "sled:, memory: or redis://host is expected; also rediss://, redis-cluster:// and redis-sentinel://"
+                    .into(),
+            ),
         },
     }
 }
@@ -104,16 +107,16 @@ pub(super) fn allowed(text: &str) -> Result<Allowed, String> {
     let mut parts = text.split([',', ':']).map(str::trim).filter(|p| !p.is_empty());
     let mut names = Vec::new();
     while let Some(part) = parts.next() {
-        let name = match part {
-            "installation" | "app" => {
-                let of = parts.next().ok_or("installation:ID or app:SLUG is expected")?;
-                format!("{part}:{of}")
-            }
-            login => format!("user:{login}"),
+        let (kind, of) = match part {
+            "installation" | "app" => (part, parts.next().ok_or("installation:ID or app:SLUG is expected")?),
+            login => ("user", login),
         };
-        if !name.bytes().all(|b| b.is_ascii_graphic()) {
-            return Err("a login, installation:ID or app:SLUG is expected".into());
+        // Bots have brackets in their logins.
+        let is_login = |b: u8| b.is_ascii_alphanumeric() || b"-_[]".contains(&b);
+        if !of.bytes().all(is_login) || (kind == "installation" && !of.bytes().all(|b| b.is_ascii_digit())) {
+            return Err("a login, installation:ID (a number) or app:SLUG is expected".into());
         }
+        let name = format!("{kind}:{of}");
         names.push(name.to_ascii_lowercase());
     }
     if names.is_empty() { Err("a login, installation:ID or app:SLUG is expected".into()) } else { Ok(Allowed(names)) }
@@ -184,7 +187,7 @@ mod tests {
         ] {
             assert_eq!(allowed(text).unwrap().0, names, "{text}");
         }
-        for bad in ["", ",", "app:", "a b"] {
+        for bad in ["", ",", "app:", "a b", "@@", "installation:x"] {
             assert!(allowed(bad).is_err(), "{bad}");
         }
     }

@@ -150,7 +150,7 @@ fn is_limited(answer: &Answer) -> bool {
 }
 
 /// Whoever GitHub does not name.
-const UNNAMED: &str = "a credential of which GitHub does not say whose it is (an installation's is known when it was minted through this tap)";
+const UNNAMED: &str = "an installation whose token was not minted through this tap";
 
 /// The installation that a request mints a token for.
 fn mints_for(asked: &Asked) -> Option<&str> {

@@ -259,6 +259,12 @@ impl Exchange {
                 if let Err(answer) = self.admit(&asked, trace).await {
                     return answer;
                 }
+                if self.allowed.is_some() {
+                    // Its name may have been learned just now.
+                    asked.principal = self.credentials.principal(asked.credential);
+                    asked.credential_name = self.realm_name(&asked.realm, &self.credentials.name(asked.credential));
+                    trace.asks_as(&asked.credential_name);
+                }
                 self.answer(&asked, trace, &mut content).await
             }
         }

@@ -112,7 +112,7 @@ impl Exchange {
                             credential = &*account.name,
                             "GitHub does not take this credential of the pool"
                         );
-                        account.rest(None, now_ms() + REFUSED_REST);
+                        account.refused(now_ms() + REFUSED_REST);
                         limited.push(account.id);
                     }
                     fallback = Fallback::better(fallback, Fallback::of(answer, Why::Unauthorized));
@@ -156,6 +156,10 @@ impl Exchange {
         content: &Content,
         fallback: Option<Fallback>,
     ) -> Answer {
+        if self.pool.is_refused(wanted, now_ms()) {
+            let none = "GitHub takes none of the pool's credentials (401): they are wrong, expired or revoked";
+            return Answer::failed(Error::NoCredential(none.into()));
+        }
         match fallback {
             Some(Fallback { why: Why::StandIn, answer }) => answer,
             Some(Fallback { why: Why::Unseen, answer }) => match self.back_in(wanted, unseen) {

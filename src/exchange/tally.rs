@@ -29,6 +29,7 @@ pub(super) struct Trace<'a> {
     host: Arc<str>,
     method: Method,
     route: Route,
+    of_registered: bool,
     /// The last that it was asked with.
     credential_name: parking_lot::Mutex<Arc<str>>,
     /// What it is, if it is for GraphQL.
@@ -52,6 +53,7 @@ impl<'a> Trace<'a> {
             host: asked.target.host.clone(),
             method: asked.method.clone(),
             route: asked.route,
+            of_registered: asked.of_registered,
             credential_name: parking_lot::Mutex::new(asked.credential_name.clone()),
             operation: parking_lot::Mutex::new(None),
             points: AtomicU64::new(0),
@@ -89,7 +91,18 @@ impl<'a> Trace<'a> {
         let length = answer.body.size_hint().exact().unwrap_or(0);
         let name = self.credential_name.lock().clone();
         let took = self.started.elapsed().as_secs_f64();
-        self.exchange.metrics.mirrored(answer.marks.x_cache, answer.status, &self.method, &name, took);
+        let metrics = &self.exchange.metrics;
+        let user = if self.of_registered { &self.caller.client } else { &name };
+        metrics.mirrored(answer.marks.x_cache, answer.status, &self.method, user, took);
+        if answer.outcome == Outcome::Refused {
+            let reason = match answer.status.as_u16() {
+                401 => "client",
+                403 => "forbidden",
+                429 => "pool",
+                _ => "request",
+            };
+            metrics.refused.with_label_values(&[reason]).inc();
+        }
         self.record(answer.status.as_u16(), answer.outcome, length);
         answer.into_response(&self.exchange.via)
     }

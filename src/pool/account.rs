@@ -63,6 +63,8 @@ struct State {
     rests: HashMap<&'static str, u64>,
     /// In all resources.
     rests_all: u64,
+    /// GitHub does not take it.
+    refused: u64,
 }
 
 /// A token is replaced when it has less than this left, in milliseconds: five minutes.
@@ -180,6 +182,26 @@ impl Account {
             None => &mut state.rests_all,
         };
         *rests = until.max(*rests);
+    }
+
+    /// GitHub does not take it: it is not asked until then.
+    pub fn refused(&self, until: u64) {
+        self.rest(None, until);
+        self.state.lock().refused = until;
+    }
+
+    /// Whether it rests because GitHub does not take it.
+    pub fn is_refused(&self, now: u64) -> bool {
+        self.state.lock().refused > now
+    }
+
+    /// Until when it rests in any resource that it was used for; the past: it does not. In milliseconds since 1970.
+    pub fn rests(&self, now: u64) -> u64 {
+        let resources: Vec<&str> = {
+            let state = self.state.lock();
+            state.windows.keys().chain(state.rests.keys()).copied().collect()
+        };
+        resources.iter().map(|r| self.rests_until(r, now)).max().unwrap_or(0).max(self.state.lock().rests_all)
     }
 
     /// Until when it rests; the past: it does not.

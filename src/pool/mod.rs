@@ -229,6 +229,13 @@ impl Pool {
         done.is_empty().then_some(back)
     }
 
+    /// Whether GitHub takes none of the credentials for an API.
+    pub fn is_refused(&self, wanted: &Wanted, now: u64) -> bool {
+        let accounts = self.accounts.read();
+        let mut ours = accounts.iter().filter(|a| a.realm == wanted.realm).peekable();
+        ours.peek().is_some() && ours.all(|a| a.is_refused(now))
+    }
+
     /// No account was given it.
     pub fn nobody_saw(&self, wanted: &Wanted) {
         if let (Some(repository), Some(sight)) = (&wanted.repository, wanted.sight()) {

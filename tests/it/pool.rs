@@ -140,7 +140,8 @@ async fn a_write_is_tried_again_only_where_github_did_not_act() {
     github.refuse("Bearer ghp_a");
     github.refuse("Bearer ghp_b");
     let reply = client.request("POST", "/repos/o/r/issues", "client-ci", &[], b"{\"a\":1}").await;
-    assert!(matches!(reply.status, 401 | 429), "{reply:?}");
+    assert!(reply.status == 502 && reply.json()["message"].as_str().unwrap().contains("none of the pool"), "{reply:?}");
+    assert!(tap.metric("ghtap_pool_rests_until_timestamp_seconds{credential=\"pat:a\"}").await > 0.0);
     let arrived: Vec<_> = github.arrived().into_iter().filter(|a| a.method == "POST").collect();
     assert_eq!(arrived.len(), 2);
     assert!(arrived.iter().all(|a| a.body == b"{\"a\":1}"));

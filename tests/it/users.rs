@@ -34,6 +34,11 @@ async fn logins_are_asked_for_once() {
     let asked: Vec<_> = github.arrived();
     assert_eq!(asked.iter().filter(|a| a.target == "/user").count(), 4);
     assert_eq!(asked.iter().filter(|a| a.target == "/repos/o/r").count(), 4, "nothing for others leaves");
+    // All of one credential's calls are its login's, and what we asked is counted as ours.
+    let quotas: serde_json::Value = serde_json::from_str(&tap.get_admin("/api/quota").await).unwrap();
+    let names: Vec<&str> = quotas.as_array().unwrap().iter().map(|q| q["credential"].as_str().unwrap()).collect();
+    assert!(names.contains(&"user:alice") && !names.iter().any(|n| n.starts_with("credential:")), "{quotas}");
+    assert_eq!(tap.metric("ghtap_refused_total{reason=\"forbidden\"}").await, 4.0);
     // A write is not let through either.
     assert_eq!(client.request("POST", "/repos/o/r/issues", "bob", &[], b"{}").await.status, 403);
     assert!(github.arrived().is_empty());

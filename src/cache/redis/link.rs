@@ -62,12 +62,18 @@ pub(super) struct Link {
     /// What it last failed with; empty: it works.
     trouble: Mutex<String>,
     failing: AtomicBool,
+    /// Why it takes no writes, though it answers; none: it does.
+    refusing: Mutex<Option<String>>,
+    /// What it is, in the log.
+    name: String,
 }
 
 /// How long a server that failed is left alone.
 const REST: Duration = Duration::from_millis(500);
 /// How long a connection may take to be made.
 const CONNECT: Duration = Duration::from_secs(2);
+/// Written to see whether a server takes writes.
+const PROBE: &str = "ghtap:probe";
 /// How often it is looked after.
 const TICK: Duration = Duration::from_secs(1);
 
@@ -86,12 +92,17 @@ impl Link {
             wanted: Notify::new(),
             trouble: Mutex::new("not connected yet".into()),
             failing: AtomicBool::new(true),
+            refusing: Mutex::new(None),
+            name: servers.to_string(),
         })
     }
 
     /// What is wrong; none if it works.
     pub fn trouble(&self) -> Option<String> {
-        self.failing.load(Ordering::Relaxed).then(|| self.trouble.lock().clone())
+        match self.failing.load(Ordering::Relaxed) {
+            true => Some(self.trouble.lock().clone()),
+            false => self.refusing.lock().clone(),
+        }
     }
 
     /// When the connection was last made, in milliseconds since 1970.
@@ -114,7 +125,20 @@ impl Link {
         let mut connection = self.connection()?;
         let patience = self.timeout.max(Duration::from_secs(1));
         let answered = tokio::time::timeout(patience, connection.pipeline(pipeline)).await;
-        self.judge(answered.unwrap_or_else(|_| Err(timed_out())))
+        let answered = answered.unwrap_or_else(|_| Err(timed_out()));
+        match &answered {
+            Ok(()) => *self.refusing.lock() = None,
+            // It has answered: what it does not do is write.
+            Err(error) if error.code().is_some() && !is_demoted(error) => {
+                let why = plain(error);
+                if self.refusing.lock().replace(why.clone()).is_none() {
+                    tracing::warn!(server = self.name, error = why, "Redis takes no writes; nothing new is stored");
+                }
+                return Err(io::Error::other(plain(error)));
+            }
+            Err(_) => {}
+        }
+        self.judge(answered)
     }
 
     /// The connection, if there is one that has not just failed.
@@ -147,7 +171,7 @@ impl Link {
         *self.trouble.lock() = plain(error);
         self.failing.store(true, Ordering::Relaxed);
         // A master that has become a replica, or a connection that is none any more: find the right one.
-        let demoted = matches!(error.code(), Some("READONLY" | "MASTERDOWN" | "LOADING" | "NOAUTH"));
+        let demoted = is_demoted(error);
         let lost = error.is_io_error() || error.is_connection_dropped() || error.is_timeout();
         // A server that refuses writes answers at once, and reads go on.
         if lost {
@@ -173,16 +197,20 @@ impl Link {
             match tried.unwrap_or_else(|_| Err(timed_out())) {
                 Ok(()) => {
                     if self.failing.swap(false, Ordering::Relaxed) && self.trouble.lock().drain(..).next().is_some() {
-                        tracing::info!("Redis answers");
+                        tracing::info!(server = self.name, "Redis answers");
                     }
                     self.rests_until.store(0, Ordering::Relaxed);
+                    if self.refusing.lock().is_some() {
+                        // Whether it takes some again.
+                        let _ = self.write(::redis::pipe().set_ex(PROBE, "", 10).ignore()).await;
+                    }
                 }
                 Err(error) => {
                     self.failing.store(true, Ordering::Relaxed);
                     let error = plain(&error);
                     let before = std::mem::replace(&mut *self.trouble.lock(), error.clone());
                     if before != error {
-                        tracing::warn!(%error, "Redis does not answer; going on without it");
+                        tracing::warn!(server = self.name, %error, "Redis is of no use; going on without it");
                     }
                     *self.current.write() = None;
                 }
@@ -213,6 +241,11 @@ impl Link {
         self.connected_at.store(now_ms(), Ordering::Relaxed);
         Ok(())
     }
+}
+
+/// Whether a server is not, or not any more, the one to talk to.
+fn is_demoted(error: &RedisError) -> bool {
+    matches!(error.code(), Some("READONLY" | "MASTERDOWN" | "LOADING" | "NOAUTH"))
 }
 
 async fn ping(mut connection: Connection) -> RedisResult<()> {

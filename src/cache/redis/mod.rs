@@ -96,6 +96,9 @@ impl RedisRoom {
         if options.ttl < Duration::from_secs(1) {
             return Err("--store-ttl is at least 1s".into());
         }
+        if options.timeout < Duration::from_millis(1) {
+            return Err("--store-timeout is at least 1ms".into());
+        }
         let link = |servers: &Servers| Link::new(servers, options.ca.as_deref(), options.timeout).map(Arc::new);
         let writer = link(&options.servers)?;
         let reader = options.reader.as_ref().map(link).transpose()?;
