@@ -10,6 +10,7 @@
 //! memory does what it can.
 
 mod link;
+mod revoked;
 mod servers;
 
 use std::collections::{HashMap, HashSet};
@@ -32,20 +33,13 @@ use super::stored::{BodyId, Entry};
 use crate::github::credentials::CredentialId;
 use crate::github::etag::hex;
 use link::{Connection, Link};
+use revoked::Revocations;
 pub use servers::{Kind, Servers};
 
 /// The version of what lies in Redis is in each key's name: another one never finds it.
 const PREFIX: &str = "ghtap:1:";
 /// The field of the record.
 const RECORD: &[u8] = b"e";
-/// The field of what was revoked: credential and time, for each, the latest last. Records are written whole, by whoever was
-/// last; what was revoked must outlive that.
-const REVOKED: &[u8] = b"r";
-/// Bytes of one, and how many are kept.
-const REVOCATION: usize = 24;
-const MAX_REVOCATIONS: usize = 64;
-/// Revocations that Redis has not taken yet.
-const MAX_UNSENT: usize = 100_000;
 /// Bodies larger than this have a key of their own.
 const LARGE: usize = 1 << 20;
 
@@ -70,8 +64,7 @@ pub struct RedisRoom {
     /// The runtime that drives the connections, on a thread of its own.
     driver: Handle,
     thread: Mutex<Option<(oneshot::Sender<()>, JoinHandle<()>)>>,
-    /// What was revoked, and is not in Redis yet, in milliseconds since 1970.
-    unsent: Mutex<HashMap<(KeyId, CredentialId), u64>>,
+    revocations: Revocations,
     /// Large bodies that were read: they are not to expire.
     read: Mutex<HashSet<String>>,
     /// Bodies that no record names, to be removed.
@@ -120,7 +113,7 @@ impl RedisRoom {
             ttl: options.ttl,
             driver,
             thread: Mutex::new(Some((stop, thread))),
-            unsent: Mutex::default(),
+            revocations: Revocations::default(),
             read: Mutex::default(),
             orphans: Mutex::default(),
             entries: AtomicU64::new(0),
@@ -159,7 +152,7 @@ impl RedisRoom {
 
     /// The record alone: whether it is still what is known.
     pub(super) async fn record(&self, id: KeyId) -> io::Result<Option<Entry>> {
-        let Value::Array(found) = self.ask(cmd("HMGET").arg(key(id)).arg(RECORD).arg(REVOKED)).await? else {
+        let Value::Array(found) = self.ask(cmd("HMGET").arg(key(id)).arg(RECORD).arg(revoked::FIELD)).await? else {
             return Ok(None);
         };
         let mut found = found.into_iter();
@@ -175,7 +168,7 @@ impl RedisRoom {
             match <[u8; 32]>::try_from(field.as_slice()) {
                 Ok(body) => bodies.push((BodyId(body), Bytes::from(value))),
                 Err(_) if field == RECORD => record = Some(value),
-                Err(_) if field == REVOKED => revoked = Some(value),
+                Err(_) if field == revoked::FIELD => revoked = Some(value),
                 Err(_) => {}
             }
         }
@@ -199,55 +192,13 @@ impl RedisRoom {
             tracing::warn!("a record in Redis failed its check");
             return None;
         };
-        for one in revoked.unwrap_or_default().chunks_exact(REVOCATION) {
-            let at = one[16..].try_into().map(u64::from_be_bytes).unwrap_or(u64::MAX);
-            if let Some(credential) = CredentialId::from_bytes(&one[..16]) {
-                entry.revoke_before(credential, at);
-            }
-        }
-        let unsent = self.unsent.lock();
-        if !unsent.is_empty() {
-            let mut credentials: Vec<CredentialId> =
-                entry.representations.iter().flat_map(|r| r.validators.iter().map(|v| v.credential)).collect();
-            credentials.dedup();
-            for credential in credentials {
-                if let Some(at) = unsent.get(&(id, credential)) {
-                    entry.revoke_before(credential, *at);
-                }
-            }
-        }
-        drop(unsent);
+        self.revocations.apply(id, &mut entry, revoked.unwrap_or_default());
         Some(entry)
     }
 
     /// A credential has no right any more to what it had confirmed until `at`, in milliseconds since 1970.
     pub(super) fn revoke(&self, id: KeyId, credential: CredentialId, at: u64) {
-        let mut unsent = self.unsent.lock();
-        if unsent.len() < MAX_UNSENT {
-            unsent.insert((id, credential), at);
-        }
-    }
-
-    /// Tells Redis what was revoked; what it does not take stays.
-    fn send_revocations(&self) {
-        // Appended, and cut to the latest: two taps may do so at once.
-        const APPEND: &str = "local r = (redis.call('HGET', KEYS[1], ARGV[1]) or '') .. ARGV[2] \
-                              if #r > tonumber(ARGV[3]) then r = string.sub(r, -tonumber(ARGV[3])) end \
-                              redis.call('HSET', KEYS[1], ARGV[1], r) redis.call('EXPIRE', KEYS[1], ARGV[4])";
-        let waiting: Vec<_> = self.unsent.lock().iter().map(|(k, at)| (*k, *at)).collect();
-        for ((id, credential), at) in waiting {
-            let one = [&credential.as_bytes()[..], &at.to_be_bytes()].concat();
-            let mut append = cmd("EVAL");
-            append.arg(APPEND).arg(1).arg(key(id)).arg(REVOKED).arg(one);
-            append.arg(REVOCATION * MAX_REVOCATIONS).arg(self.ttl.as_secs());
-            if self.driver.block_on(self.writer.command(&append)).is_err() {
-                return;
-            }
-            let mut unsent = self.unsent.lock();
-            if unsent.get(&(id, credential)) == Some(&at) {
-                unsent.remove(&(id, credential));
-            }
-        }
+        self.revocations.note(id, credential, at);
     }
 
     /// A large body; none if it is missing or is not what was stored.
@@ -272,7 +223,7 @@ impl RedisRoom {
     pub(super) fn apply(&self, batch: &HashMap<KeyId, Pending>, touched: &HashMap<KeyId, u64>) {
         let ttl = self.ttl.as_secs();
         // First, so that no record is written over what must not come back.
-        self.send_revocations();
+        self.revocations.send(|append| self.driver.block_on(self.writer.command(append)).is_ok(), ttl);
         for (id, pending) in batch {
             let mut pipeline = pipe();
             pipeline.atomic();
