@@ -64,8 +64,8 @@ pub(super) struct Link {
     failing: AtomicBool,
     /// Why it takes no writes, though it answers; none: it does.
     refusing: Mutex<Option<String>>,
-    /// What it is, in the log.
-    name: String,
+    /// What it is, in the log; none: another one speaks for it.
+    name: Option<String>,
 }
 
 /// How long a server that failed is left alone.
@@ -93,8 +93,18 @@ impl Link {
             trouble: Mutex::new("not connected yet".into()),
             failing: AtomicBool::new(true),
             refusing: Mutex::new(None),
-            name: servers.to_string(),
+            name: Some(servers.to_string()),
         })
+    }
+
+    /// The same, for one thread of several: it says nothing.
+    pub fn quiet(servers: &Servers, ca: Option<&[u8]>, timeout: Duration) -> Result<Link, String> {
+        Ok(Link { name: None, ..Link::new(servers, ca, timeout)? })
+    }
+
+    /// Whether there is a connection.
+    pub fn is_up(&self) -> bool {
+        self.current.read().is_some()
     }
 
     /// What is wrong; none if it works.
@@ -131,8 +141,10 @@ impl Link {
             // It has answered: what it does not do is write.
             Err(error) if error.code().is_some() && !is_demoted(error) => {
                 let why = plain(error);
-                if self.refusing.lock().replace(why.clone()).is_none() {
-                    tracing::warn!(server = self.name, error = why, "Redis takes no writes; nothing new is stored");
+                if self.refusing.lock().replace(why.clone()).is_none()
+                    && let Some(server) = &self.name
+                {
+                    tracing::warn!(server, error = why, "Redis takes no writes; nothing new is stored");
                 }
                 return Err(io::Error::other(plain(error)));
             }
@@ -196,8 +208,11 @@ impl Link {
             };
             match tried.unwrap_or_else(|_| Err(timed_out())) {
                 Ok(()) => {
-                    if self.failing.swap(false, Ordering::Relaxed) && self.trouble.lock().drain(..).next().is_some() {
-                        tracing::info!(server = self.name, "Redis answers");
+                    if self.failing.swap(false, Ordering::Relaxed)
+                        && self.trouble.lock().drain(..).next().is_some()
+                        && let Some(server) = &self.name
+                    {
+                        tracing::info!(server, "Redis answers");
                     }
                     self.rests_until.store(0, Ordering::Relaxed);
                     if self.refusing.lock().is_some() {
@@ -209,8 +224,10 @@ impl Link {
                     self.failing.store(true, Ordering::Relaxed);
                     let error = plain(&error);
                     let before = std::mem::replace(&mut *self.trouble.lock(), error.clone());
-                    if before != error {
-                        tracing::warn!(server = self.name, %error, "Redis is of no use; going on without it");
+                    if before != error
+                        && let Some(server) = &self.name
+                    {
+                        tracing::warn!(server, %error, "Redis is of no use; going on without it");
                     }
                     *self.current.write() = None;
                 }

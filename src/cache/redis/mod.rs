@@ -15,8 +15,8 @@ mod servers;
 
 use std::collections::{HashMap, HashSet};
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -32,6 +32,7 @@ use super::store::{Pending, Stats};
 use super::stored::{BodyId, Entry};
 use crate::github::credentials::CredentialId;
 use crate::github::etag::hex;
+use crate::workers;
 use link::{Connection, Link};
 use revoked::Revocations;
 pub use servers::{Kind, Servers};
@@ -40,6 +41,8 @@ pub use servers::{Kind, Servers};
 const PREFIX: &str = "ghtap:1:";
 /// The field of the record.
 const RECORD: &[u8] = b"e";
+/// Workers that have a connection of their own.
+const MAX_WORKERS: usize = 64;
 /// Bodies larger than this have a key of their own.
 const LARGE: usize = 1 << 20;
 
@@ -59,8 +62,9 @@ pub struct Options {
 pub struct RedisRoom {
     writer: Arc<Link>,
     reader: Option<Arc<Link>>,
-    timeout: Duration,
-    ttl: Duration,
+    /// One for each worker, to read by: its own thread drives it, so that a request wakes no other.
+    near: Vec<OnceLock<Option<Arc<Link>>>>,
+    options: Options,
     /// The runtime that drives the connections, on a thread of its own.
     driver: Handle,
     thread: Mutex<Option<(oneshot::Sender<()>, JoinHandle<()>)>>,
@@ -109,8 +113,8 @@ impl RedisRoom {
         Ok(RedisRoom {
             writer,
             reader,
-            timeout: options.timeout,
-            ttl: options.ttl,
+            near: (0..MAX_WORKERS).map(|_| OnceLock::new()).collect(),
+            options: options.clone(),
             driver,
             thread: Mutex::new(Some((stop, thread))),
             revocations: Revocations::default(),
@@ -124,7 +128,7 @@ impl RedisRoom {
     }
 
     pub fn ttl(&self) -> Duration {
-        self.ttl
+        self.options.ttl
     }
 
     /// When it last began to answer, in milliseconds since 1970: it may have lost what it had before.
@@ -139,15 +143,29 @@ impl RedisRoom {
 
     async fn ask(&self, command: &Cmd) -> io::Result<Value> {
         let begun = Instant::now();
-        if let Some(reader) = &self.reader {
-            match reader.command(command).await {
+        for link in [self.near(), self.reader.as_ref()].into_iter().flatten() {
+            match link.command(command).await {
                 Ok(value) => return Ok(value),
                 // The time that there is has been spent.
-                Err(error) if begun.elapsed() >= self.timeout / 2 => return Err(error),
+                Err(error) if begun.elapsed() >= self.options.timeout / 2 => return Err(error),
                 Err(_) => {}
             }
         }
         self.writer.command(command).await
+    }
+
+    /// The connection of the worker that asks, once it is made; elsewhere none.
+    fn near(&self) -> Option<&Arc<Link>> {
+        let slot = self.near.get(workers::index().checked_sub(1)?)?;
+        let link = slot.get_or_init(|| {
+            let servers = self.options.reader.as_ref().unwrap_or(&self.options.servers);
+            let link = Link::quiet(servers, self.options.ca.as_deref(), self.options.timeout).ok().map(Arc::new);
+            if let Some(link) = &link {
+                tokio::spawn(link.clone().keep());
+            }
+            link
+        });
+        link.as_ref().filter(|link| link.is_up())
     }
 
     /// The record alone: whether it is still what is known.
@@ -221,7 +239,7 @@ impl RedisRoom {
 
     /// Writes a batch. Failures are counted; what could not be written is not stored.
     pub(super) fn apply(&self, batch: &HashMap<KeyId, Pending>, touched: &HashMap<KeyId, u64>) {
-        let ttl = self.ttl.as_secs();
+        let ttl = self.options.ttl.as_secs();
         // First, so that no record is written over what must not come back.
         self.revocations.send(|append| self.driver.block_on(self.writer.command(append)).is_ok(), ttl);
         for (id, pending) in batch {
