@@ -10,7 +10,8 @@ use std::borrow::Cow;
 use std::sync::OnceLock;
 
 use http::Method;
-use regex::{Regex, RegexBuilder};
+use regex::bytes::{Regex, RegexBuilder};
+use regex_syntax::hir::literal::Extractor;
 
 use crate::github::credentials::api_path;
 use crate::github::graphql::Kind;
@@ -78,8 +79,11 @@ impl Scope {
             _ => pattern,
         };
         // Parsed now, so that a mistake is told now.
-        regex_syntax::parse(&pattern).map_err(|_| format!("the path {pattern:?} is not a regular expression"))?;
-        let prefix = literal_prefix(&pattern).to_ascii_lowercase();
+        let parsed = regex_syntax::parse(&pattern);
+        let parsed = parsed.map_err(|_| format!("the path {pattern:?} is not a regular expression"))?;
+        let literals = Extractor::new().extract(&parsed);
+        let prefix = literals.longest_common_prefix().unwrap_or_default();
+        let prefix = String::from_utf8_lossy(prefix).to_ascii_lowercase();
         Ok(Scope { methods, pattern, prefix, graphql, compiled: OnceLock::new() })
     }
 
@@ -94,6 +98,7 @@ impl Scope {
             Some((build(true).ok()?, build(false).ok()?))
         };
         let Some((loosely, exactly)) = self.compiled.get_or_init(make) else { return false };
+        let (path, folded) = (path.as_bytes(), folded.as_bytes());
         loosely.is_match(path) && (exactly.is_match(path) || (folded != path && exactly.is_match(folded)))
     }
 }
@@ -189,20 +194,6 @@ fn fold_names(path: &str) -> Cow<'_, str> {
     Cow::Owned(parts.collect::<Vec<_>>().join("/"))
 }
 
-/// What a pattern begins with, as far as that is plain text.
-fn literal_prefix(pattern: &str) -> &str {
-    if pattern.contains('|') {
-        return "";
-    }
-    let special = |c: char| "\\.+*?()[]{}^$".contains(c);
-    let end = pattern.find(special).unwrap_or(pattern.len());
-    match pattern[end..].chars().next() {
-        // It makes the letter before it optional.
-        Some('*' | '?' | '{') => pattern[..end].char_indices().next_back().map_or("", |(last, _)| &pattern[..last]),
-        _ => &pattern[..end],
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -262,6 +253,25 @@ mod tests {
         assert!(all.check("c", &Method::GET, "/", None).is_ok());
         let error = all.check("c", &Method::PUT, "/x", None).unwrap_err().to_string();
         assert!(error.contains("\"c\"") && error.contains("PUT /x"), "{error}");
+    }
+
+    #[test]
+    fn what_every_path_that_fits_begins_with() {
+        for (pattern, prefix) in [
+            ("/repos/Acme/tool/(pulls|issues)/.*", "/repos/acme/tool/"),
+            ("/repos/acme/(x|y)", "/repos/acme/"),
+            ("/a|/b", "/"),
+            ("/ab*c", "/a"),
+            (".*", ""),
+            ("/user", "/user"),
+            ("/r\\.x", "/r.x"),
+        ] {
+            assert_eq!(Scope::new(&["GET".into()], pattern, BOTH).unwrap().prefix, prefix, "{pattern}");
+        }
+        let one = scopes(&[("GET", "/a|/b"), ("GET", "/\\p{L}+")]);
+        for (path, fits) in [("/a", true), ("/b", true), ("/ab/b", false), ("/\u{e9}", true)] {
+            assert_eq!(one.check("c", &Method::GET, path, None).is_ok(), fits, "{path}");
+        }
     }
 
     #[test]
