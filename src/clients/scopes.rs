@@ -19,15 +19,29 @@ use crate::origin::dial::percent_decode;
 
 /// A client's scopes: one of them has to fit.
 #[derive(Debug, Default)]
-pub struct Scopes(Vec<Scope>);
+pub struct Scopes {
+    all: Vec<Scope>,
+    /// What tells most of them apart, close together: of a thousand clients nobody's is in the processor's cache.
+    heads: Box<[Head]>,
+    prefixes: Box<str>,
+}
+
+/// A scope's methods, and where its prefix ends in all of them.
+#[derive(Debug)]
+struct Head {
+    methods: u8,
+    end: u32,
+}
 
 /// One scope.
 #[derive(Debug)]
 pub struct Scope {
-    /// Upper case; none: any.
-    methods: Vec<String>,
+    /// A bit for each of [`METHODS`], and one for all others.
+    methods: u8,
     pattern: String,
-    /// What every path that fits begins with, in lower case: tells most others at once.
+    /// Whether it has no capital: then a path without capitals matches it with regard to case as it does without.
+    is_lower: bool,
+    /// What every path that fits begins with, in lower case.
     prefix: String,
     graphql: GraphQl,
     /// Made when it is first needed: twenty thousand of them would take their time, and memory.
@@ -56,17 +70,27 @@ pub enum OutOfScope {
 
 /// What GitHub's API is asked with.
 const METHODS: [&str; 6] = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"];
+/// The bit of all others.
+const OTHERS: u8 = 1 << 7;
 
 impl Scope {
     /// # Errors
     /// One line about the pattern.
     pub fn new(methods: &[String], pattern: &str, graphql: GraphQl) -> Result<Scope, String> {
-        let upper = |m: &String| m.trim().to_ascii_uppercase();
-        let mut methods: Vec<String> = methods.iter().map(upper).collect();
-        if methods.iter().any(|m| m == "*" || m == "ANY") {
-            methods.clear();
-        } else if methods.is_empty() || methods.iter().any(|m| !METHODS.contains(&m.as_str())) {
-            return Err("a scope's method is GET, HEAD, POST, PUT, PATCH or DELETE, or * for any".into());
+        let mut bits = 0;
+        for method in methods.iter().map(|m| m.trim()) {
+            bits |= match method {
+                "*" | "any" | "ANY" => u8::MAX,
+                name => match METHODS.iter().position(|m| m.eq_ignore_ascii_case(name)) {
+                    Some(i) => 1 << i,
+                    None => {
+                        return Err("a scope's method is GET, HEAD, POST, PUT, PATCH or DELETE, or * for any".into());
+                    }
+                },
+            };
+        }
+        if bits == 0 {
+            return Err("a scope has no method".into());
         }
         // github-proxy's patterns may leave the first slash out.
         let pattern = match pattern.bytes().next() {
@@ -84,13 +108,11 @@ impl Scope {
         let literals = Extractor::new().extract(&parsed);
         let prefix = literals.longest_common_prefix().unwrap_or_default();
         let prefix = String::from_utf8_lossy(prefix).to_ascii_lowercase();
-        Ok(Scope { methods, pattern, prefix, graphql, compiled: OnceLock::new() })
+        let is_lower = !pattern.bytes().any(|b| b.is_ascii_uppercase());
+        Ok(Scope { methods: bits, pattern, is_lower, prefix, graphql, compiled: OnceLock::new() })
     }
 
-    fn allows(&self, method: &str, path: &str, folded: &str, lower: &str) -> bool {
-        if !(self.methods.is_empty() || self.methods.iter().any(|m| m == method)) || !lower.starts_with(&self.prefix) {
-            return false;
-        }
+    fn fits(&self, path: &str, folded: &str, is_lower: bool) -> bool {
         let make = || {
             let text = format!("^(?:{})$", self.pattern);
             let build =
@@ -99,13 +121,37 @@ impl Scope {
         };
         let Some((loosely, exactly)) = self.compiled.get_or_init(make) else { return false };
         let (path, folded) = (path.as_bytes(), folded.as_bytes());
-        loosely.is_match(path) && (exactly.is_match(path) || (folded != path && exactly.is_match(folded)))
+        if !loosely.is_match(path) {
+            return false;
+        }
+        (self.is_lower && is_lower) || (exactly.is_match(path) || (folded != path && exactly.is_match(folded)))
     }
 }
 
 impl Scopes {
-    pub fn new(scopes: Vec<Scope>) -> Scopes {
-        Scopes(scopes)
+    pub fn new(all: Vec<Scope>) -> Scopes {
+        let mut prefixes = String::new();
+        let heads = all.iter().map(|scope| {
+            prefixes.push_str(&scope.prefix);
+            Head { methods: scope.methods, end: u32::try_from(prefixes.len()).unwrap_or(u32::MAX) }
+        });
+        let heads = heads.collect();
+        Scopes { all, heads, prefixes: prefixes.into() }
+    }
+
+    /// Those that a method and a path fit.
+    fn fitting(&self, method: &str, path: &str) -> impl Iterator<Item = &Scope> {
+        let bit = METHODS.iter().position(|m| *m == method).map_or(OTHERS, |i| 1 << i);
+        let (folded, lower) = (fold_names(path).into_owned(), path.to_ascii_lowercase());
+        let is_lower = lower == path;
+        let path = path.to_owned();
+        let mut begin = 0;
+        self.heads.iter().zip(&self.all).filter_map(move |(head, scope)| {
+            let end = head.end as usize;
+            let prefix = self.prefixes.get(std::mem::replace(&mut begin, end)..end)?;
+            (head.methods & bit != 0 && lower.starts_with(prefix) && scope.fits(&path, &folded, is_lower))
+                .then_some(scope)
+        })
     }
 
     /// Whether a request for `path` (still encoded) is in scope. For GraphQL's path `graphql` says
@@ -125,10 +171,9 @@ impl Scopes {
         if path == "/graphql" && graphql.is_none() {
             return Err(OutOfScope::Unreadable("it is not a POST"));
         }
-        let (folded, lower) = (fold_names(path), path.to_ascii_lowercase());
         // What may be read may be asked about.
         let method = if *method == Method::HEAD { "GET" } else { method.as_str() };
-        let mut fitting = self.0.iter().filter(|s| s.allows(method, path, &folded, &lower));
+        let mut fitting = self.fitting(method, path);
         let Some(operations) = graphql else {
             return match fitting.next() {
                 Some(_) => Ok(()),

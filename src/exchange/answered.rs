@@ -186,7 +186,7 @@ impl Exchange {
             answer.headers.insert(header::ETAG, etag);
         }
         answer.headers.insert(header::AGE, age.into());
-        Some(answer)
+        Some(unless_current(asked, answer))
     }
 
     /// What any credential of the pool has had confirmed last: its clients could have been given that one, too.

@@ -60,7 +60,7 @@ impl Exchange {
                 "a request that asks for another method or path is not checked: ask plainly".into(),
             ));
         }
-        let path = match self.by_name(path) {
+        let path = match self.by_name(&asked.realm, path) {
             Some(named) => Cow::Owned(named),
             None => match self.look_up_number(asked, trace, path).await {
                 Some(named) => Cow::Owned(named),
@@ -73,10 +73,10 @@ impl Exchange {
 
     /// A path that names a repository by its number, by its name, where that is known: GitHub's links to further pages have
     /// numbers.
-    fn by_name(&self, path: &str) -> Option<String> {
+    fn by_name(&self, realm: &str, path: &str) -> Option<String> {
         let rest = path.strip_prefix("/repositories/")?;
         let (number, rest) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
-        Some(format!("/repos/{}{rest}", self.numbers.get(number)?))
+        Some(format!("/repos/{}{rest}", self.numbers.get(&format!("{realm} {number}"))?))
     }
 
     /// The same, by asking GitHub: after a restart, or where another tap has shown the link.
@@ -96,8 +96,8 @@ impl Exchange {
         let answer = Box::pin(self.with_pool(&question, trace, Content::Empty)).await;
         let Body::Full(body) = &answer.body else { return None };
         let repository: Repository = serde_json::from_slice(body).ok().filter(|_| answer.status.is_success())?;
-        self.numbers.insert(number.to_owned(), repository.full_name);
-        self.by_name(path)
+        self.numbers.insert(format!("{} {number}", asked.realm), repository.full_name);
+        self.by_name(&asked.realm, path)
     }
 
     /// Learns which number a repository has from what GitHub links to, or redirects to.
@@ -110,7 +110,7 @@ impl Exchange {
             return;
         }
         let path = api_path(asked.path());
-        let path = self.by_name(path).map_or(Cow::Borrowed(path), Cow::Owned);
+        let path = self.by_name(&asked.realm, path).map_or(Cow::Borrowed(path), Cow::Owned);
         let Some(named) = path.strip_prefix("/repos/") else { return };
         let Some((owner, rest)) = named.split_once('/') else { return };
         let (name, below) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
@@ -119,7 +119,7 @@ impl Exchange {
             if let Some(linked) = linked.strip_prefix("/repositories/") {
                 let (number, linked_below) = linked.split_at(linked.find('/').unwrap_or(linked.len()));
                 if linked_below == below {
-                    self.numbers.insert(number.to_owned(), format!("{owner}/{name}"));
+                    self.numbers.insert(format!("{} {number}", asked.realm), format!("{owner}/{name}"));
                 }
             }
         }

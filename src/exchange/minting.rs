@@ -2,6 +2,7 @@
 //! disk. (docs.github.com, "Authenticating as a GitHub App installation".)
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, header};
@@ -14,6 +15,9 @@ use crate::body::{self, RequestBody};
 use crate::github::credentials::api_path;
 use crate::pool::account::{Installation, Secret};
 use crate::pool::{Account, App, Kind, Wanted};
+
+/// How long one waits for another to look an installation up.
+const FINDING: Duration = Duration::from_secs(10);
 
 impl Exchange {
     /// What an account authenticates with, minted if need be.
@@ -99,8 +103,9 @@ impl Exchange {
             if is_known() {
                 continue;
             }
-            // One looks, the others wait for it.
-            let _finding = app.finding.lock().await;
+            // One looks, the others who ask for the same owner wait for it.
+            let finding = self.pool.finding(app, &key);
+            let Ok(_finding) = tokio::time::timeout(FINDING, finding.lock()).await else { continue };
             if is_known() {
                 continue;
             }
@@ -170,7 +175,8 @@ impl Exchange {
     pub(super) async fn is_taken(&self, account: &Account, secret: &Secret, asked: &Asked, trace: &Trace<'_>) -> bool {
         let authorization = secret.authorization.clone();
         let told = self.own(authorization, &account.name, Method::GET, "/rate_limit", asked, trace).await;
-        matches!(told, Ok((status, _)) if status != StatusCode::UNAUTHORIZED)
+        // No answer is no verdict.
+        !matches!(told, Ok((StatusCode::UNAUTHORIZED, _)))
     }
 
     /// A request of our own, to the API that is asked.

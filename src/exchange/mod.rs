@@ -128,7 +128,7 @@ pub struct Exchange {
     allowed: Option<Allowed>,
     pool_wait: Duration,
     answers: graphql::Answers,
-    /// The repositories that numbers stand for, as listings named them.
+    /// The repositories that numbers stand for at an API, as listings named them.
     numbers: Cache<String, String>,
     routes: Routes,
     /// What we add to `Via`.

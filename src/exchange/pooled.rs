@@ -41,7 +41,7 @@ impl Exchange {
         if self.is_unanswerable(asked) {
             return self.offline(asked).await;
         }
-        let wanted = Wanted::of(&asked.realm, &asked.method, api_path(asked.path()), asked.route.name);
+        let wanted = Wanted::of(&asked.realm, &asked.method, api_path(asked.target_form()), asked.route.name);
         let until = now_ms() + u64::try_from(self.pool_wait.as_millis()).unwrap_or(0);
         self.find_installations(asked, trace, &wanted).await;
         // Those that were limited may be asked again, if there is time to wait; those that were not given it, not.
@@ -53,7 +53,7 @@ impl Exchange {
             let tried = [&limited[..], &unseen[..]].concat();
             let account = match self.pool.choose(&wanted, &tried, now_ms()) {
                 Choice::Account(account) => account,
-                Choice::Resting(_) | Choice::None => match self.back_in(&wanted, &unseen) {
+                Choice::Resting(_) | Choice::None => match self.pool.back_in(&wanted, &unseen, now_ms()) {
                     Some(ms) if now_ms() + ms <= until => {
                         tokio::time::sleep(Duration::from_millis(ms.max(1))).await;
                         limited.clear();
@@ -136,17 +136,6 @@ impl Exchange {
         self.unasked_stand_in(asked, marks).await.unwrap_or(answer)
     }
 
-    /// In how many milliseconds somebody is back who may bring a better answer than those who were not given it.
-    fn back_in(&self, wanted: &Wanted, unseen: &[u64]) -> Option<u64> {
-        if !unseen.is_empty() {
-            return self.pool.seer_is_back_in(wanted, unseen, now_ms());
-        }
-        match self.pool.choose(wanted, &[], now_ms()) {
-            Choice::Resting(ms) => Some(ms),
-            _ => None,
-        }
-    }
-
     /// The answer when no credential has brought a good one.
     fn for_want_of_better(
         &self,
@@ -156,29 +145,33 @@ impl Exchange {
         content: &Content,
         fallback: Option<Fallback>,
     ) -> Answer {
-        if self.pool.is_refused(wanted, now_ms()) {
-            let none = "GitHub takes none of the pool's credentials (401): they are wrong, expired or revoked";
-            return Answer::failed(Error::NoCredential(none.into()));
-        }
+        let back = self.pool.back_in(wanted, unseen, now_ms());
+        let others_may =
+            || matches!(self.pool.choose(wanted, &[limited, unseen].concat(), now_ms()), Choice::Account(_));
         match fallback {
             Some(Fallback { why: Why::StandIn, answer }) => answer,
-            Some(Fallback { why: Why::Unseen, answer }) => match self.back_in(wanted, unseen) {
-                // It is there, for one that rests.
+            _ if self.pool.is_refused(wanted, now_ms()) => Answer::failed(Error::NoCredential(
+                "GitHub takes none of the pool's credentials (401): they are wrong, expired or revoked".into(),
+            )),
+            // What was to be sent is gone: the client sends it again, and another is asked.
+            Some(Fallback { why, .. }) if !content.is_there() && others_may() => {
+                if why == Why::Unseen {
+                    self.pool.did_not_see(unseen, wanted);
+                }
+                exhausted(1000)
+            }
+            Some(Fallback { why: Why::Unseen, answer }) => match back {
+                // It may be there, for one that rests.
                 Some(ms) => exhausted(ms),
                 None => {
-                    if limited.is_empty() && matches!(self.pool.choose(wanted, unseen, now_ms()), Choice::None) {
+                    if limited.is_empty() {
                         self.pool.nobody_saw(wanted);
                     }
                     answer
                 }
             },
-            Some(fallback) => match self.back_in(wanted, &[]) {
-                Some(ms) => exhausted(ms),
-                // Another has quota; but what was to be sent is gone.
-                None if fallback.why == Why::Limited && !content.is_there() => exhausted(1000),
-                None => fallback.answer,
-            },
-            None => self.back_in(wanted, &[]).map_or_else(no_credential, exhausted),
+            Some(fallback) => back.map_or(fallback.answer, exhausted),
+            None => back.map_or_else(no_credential, exhausted),
         }
     }
 

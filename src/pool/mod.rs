@@ -28,8 +28,8 @@ pub struct App {
     pub realm: Arc<str>,
     /// The one installation that the operator named; else they are found by owner.
     pub fixed: bool,
-    /// Held by who looks an installation up.
-    pub finding: tokio::sync::Mutex<()>,
+    /// Held by who looks an owner's installation up.
+    finding: Cache<String, Arc<tokio::sync::Mutex<()>>>,
     /// Owners that could not be looked up just now.
     failed: Cache<String, ()>,
     /// Which installation an owner has; none: it has none.
@@ -42,11 +42,13 @@ pub struct Pool {
     pub apps: Vec<Arc<App>>,
     padding: Duration,
     next: AtomicU64,
-    /// Repositories that an account was shown to see.
+    /// Places that an account was shown to see.
     sees: Cache<(u64, String), ()>,
-    /// What an account was refused, and another was not: a repository and a route.
+    /// Routes, at a place, by which an account was given something.
+    gave: Cache<(u64, String), ()>,
+    /// What an account was refused, and another was not: a place and a route.
     blind: Cache<(u64, String), ()>,
-    /// What no account was given, lately: a repository, or a repository and a route.
+    /// What no account was given, a moment ago: path and query.
     nowhere: Cache<String, ()>,
 }
 
@@ -63,7 +65,7 @@ pub enum Choice {
 /// How long it is remembered what an account sees, and what not.
 const SEEN_FOR: Duration = Duration::from_secs(3600);
 const BLIND_FOR: Duration = Duration::from_secs(600);
-const NOWHERE_FOR: Duration = Duration::from_secs(300);
+const NOWHERE_FOR: Duration = Duration::from_secs(60);
 /// How long who could not be looked up is left alone.
 const FAILED_FOR: Duration = Duration::from_secs(30);
 /// An owner without an installation may get one.
@@ -84,6 +86,7 @@ impl Pool {
             padding,
             next: AtomicU64::new(0),
             sees: cache(SEEN_FOR),
+            gave: cache(SEEN_FOR),
             blind: cache(BLIND_FOR),
             nowhere: cache(NOWHERE_FOR),
         };
@@ -104,7 +107,7 @@ impl Pool {
                 realm: of(host),
                 fixed: installation.is_some(),
                 by_owner,
-                finding: tokio::sync::Mutex::new(()),
+                finding: Cache::builder().max_capacity(10_000).time_to_live(OWNER_FOR).build(),
                 failed: Cache::builder().max_capacity(10_000).time_to_live(FAILED_FOR).build(),
             });
             pool.apps.push(app.clone());
@@ -143,6 +146,11 @@ impl Pool {
         app.by_owner.contains_key(owner) || app.failed.contains_key(owner)
     }
 
+    /// What is held by who looks an owner's installation up.
+    pub fn finding(&self, app: &App, owner: &str) -> Arc<tokio::sync::Mutex<()>> {
+        app.finding.get_with(owner.to_owned(), Arc::default)
+    }
+
     /// An owner's installation could not be looked up.
     pub fn not_found_out(&self, app: &App, owner: &str) {
         app.failed.insert(owner.to_owned(), ());
@@ -166,7 +174,7 @@ impl Pool {
     /// The account that can see what is wanted and has most left, of those that were not `tried`. `now` in milliseconds
     /// since 1970.
     pub fn choose(&self, wanted: &Wanted, tried: &[u64], now: u64) -> Choice {
-        let mut best: Option<((u8, u64), Arc<Account>)> = None;
+        let mut best: Option<((u8, bool, u64), Arc<Account>)> = None;
         let mut back: Option<u64> = None;
         let suits = |a: &&Arc<Account>| a.realm == wanted.realm && !tried.contains(&a.id);
         for account in self.accounts.read().iter().filter(suits) {
@@ -175,7 +183,9 @@ impl Pool {
                 back = Some(back.map_or(until, |b: u64| b.min(until)));
                 continue;
             }
-            let rank = (self.sight(account, wanted), account.left(wanted.resource, now));
+            // After one was refused, whose word would be final.
+            let is_judge = !tried.is_empty() && self.is_final(account, wanted);
+            let rank = (self.sight(account, wanted), is_judge, account.left(wanted.resource, now));
             if best.as_ref().is_none_or(|(r, _)| rank > *r) {
                 best = Some((rank, account.clone()));
             }
@@ -192,7 +202,7 @@ impl Pool {
         if wanted.sight().is_some_and(|s| self.blind.contains_key(&(account.id, s))) {
             return 0;
         }
-        let sees = wanted.repository.as_ref().is_some_and(|r| self.sees.contains_key(&(account.id, r.clone())));
+        let sees = wanted.place.as_ref().is_some_and(|p| self.sees.contains_key(&(account.id, p.clone())));
         let owns = wanted.owner.is_some() && account.owner().as_deref() == wanted.owner.as_deref();
         match (sees || owns, &account.kind) {
             (true, _) => 3,
@@ -202,31 +212,33 @@ impl Pool {
         }
     }
 
-    /// Whether an account's word that something is not there, or not for it, is to be believed, and no other asked: nobody
-    /// was given such a thing lately, and it sees the repository, or nobody does.
+    /// Whether an account's word that something is not there, or not for it, is to be believed, and no other asked: it was
+    /// given such a thing there before, or all were asked for this one a moment ago.
     pub fn is_final(&self, account: &Account, wanted: &Wanted) -> bool {
-        let (Some(repository), Some(sight)) = (&wanted.repository, wanted.sight()) else { return true };
-        let sees = self.sees.contains_key(&(account.id, repository.clone()));
-        if sees {
-            self.nowhere.contains_key(&sight)
-        } else {
-            self.nowhere.contains_key(repository) && !self.is_seen(repository)
+        match wanted.sight() {
+            Some(sight) => self.gave.contains_key(&(account.id, sight)) || self.nowhere.contains_key(&wanted.target),
+            None => true,
         }
     }
 
-    fn is_seen(&self, repository: &str) -> bool {
-        self.accounts.read().iter().any(|a| self.sees.contains_key(&(a.id, repository.to_owned())))
-    }
-
-    /// In how many milliseconds somebody is back who is known to see the repository, if none of those who were asked is.
-    pub fn seer_is_back_in(&self, wanted: &Wanted, asked: &[u64], now: u64) -> Option<u64> {
-        let repository = wanted.repository.as_ref()?;
+    /// In how many milliseconds the first is back, of those who do not see what is wanted any less than the `unseen`, who were
+    /// not given it; none: nobody who rests is known to know better.
+    pub fn back_in(&self, wanted: &Wanted, unseen: &[u64], now: u64) -> Option<u64> {
+        let (place, sight) = (wanted.place.clone().unwrap_or_default(), wanted.sight().unwrap_or_default());
+        let has = |cache: &Cache<(u64, String), ()>, id: u64, what: &String| cache.contains_key(&(id, what.clone()));
+        let was_seen = unseen.iter().any(|id| has(&self.sees, *id, &place));
+        let knows_better = |a: &Account| {
+            if unseen.is_empty() {
+                return true;
+            }
+            let owns = wanted.owner.is_some() && a.owner() == wanted.owner;
+            let gave = has(&self.gave, a.id, &sight) && !(was_seen && wanted.is_code());
+            !has(&self.blind, a.id, &sight) && (gave || (!was_seen && (owns || has(&self.sees, a.id, &place))))
+        };
         let accounts = self.accounts.read();
-        let seers =
-            accounts.iter().filter(|a| a.realm == wanted.realm && self.sees.contains_key(&(a.id, repository.clone())));
-        let (done, left): (Vec<_>, Vec<_>) = seers.partition(|a| asked.contains(&a.id));
-        let back = left.iter().map(|a| a.rests_until(wanted.resource, now).saturating_sub(now)).min()?;
-        done.is_empty().then_some(back)
+        let ours = accounts.iter().filter(|a| a.realm == wanted.realm && !unseen.contains(&a.id) && knows_better(a));
+        // Who does not rest and was not asked has refused just now, for another reason.
+        ours.map(|a| a.rests_until(wanted.resource, now).saturating_sub(now)).filter(|ms| *ms > 0).min()
     }
 
     /// Whether GitHub takes none of the credentials for an API.
@@ -238,31 +250,26 @@ impl Pool {
 
     /// No account was given it.
     pub fn nobody_saw(&self, wanted: &Wanted) {
-        if let (Some(repository), Some(sight)) = (&wanted.repository, wanted.sight()) {
-            self.nowhere.insert(sight, ());
-            if !self.is_seen(repository) {
-                self.nowhere.insert(repository.clone(), ());
-            }
-        }
+        self.nowhere.insert(wanted.target.clone(), ());
     }
 
     /// An account was given it.
     pub fn saw(&self, account: &Account, wanted: &Wanted) {
-        if let (Some(repository), Some(sight)) = (&wanted.repository, wanted.sight()) {
-            let key = (account.id, repository.clone());
-            if !self.sees.contains_key(&key) {
-                self.sees.insert(key, ());
+        let (Some(place), Some(sight)) = (&wanted.place, wanted.sight()) else { return };
+        for (cache, what) in [(&self.sees, place.clone()), (&self.gave, sight.clone())] {
+            let key = (account.id, what);
+            if !cache.contains_key(&key) {
+                cache.insert(key, ());
             }
-            self.blind.invalidate(&(account.id, sight));
         }
+        self.blind.invalidate(&(account.id, sight));
     }
 
-    /// Accounts were refused what another was given.
+    /// Accounts were refused what another was given, or may be.
     pub fn did_not_see(&self, accounts: &[u64], wanted: &Wanted) {
         if let Some(sight) = wanted.sight().filter(|_| !accounts.is_empty()) {
             accounts.iter().for_each(|id| self.blind.insert((*id, sight.clone()), ()));
-            // Somebody does see such things.
-            self.nowhere.invalidate(&sight);
+            self.nowhere.invalidate(&wanted.target);
         }
     }
 

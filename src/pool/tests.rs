@@ -61,36 +61,45 @@ fn who_sees_comes_before_who_has_most() {
 }
 
 #[test]
-fn a_404_is_believed_when_nobody_knows_better() {
+fn a_404_is_believed_of_who_was_given_such_things_there() {
     let pool = pool(&["a", "b"]);
     let all = pool.accounts();
-    let (file, hook) = (wanted("/repos/o/r/contents/x"), Wanted { route: "GET /hooks", ..wanted("/repos/o/r/hooks") });
+    let file = wanted("/repos/o/r/contents/x");
+    let hook = |n| Wanted { route: "GET /hooks", ..wanted(&format!("/repos/o/r/hooks/{n}")) };
     assert!(!pool.is_final(&all[0], &file) && pool.is_final(&all[0], &wanted("/user")));
     pool.saw(&all[0], &file);
-    assert!(!pool.is_final(&all[0], &file), "the other may be given more");
-    pool.nobody_saw(&file);
-    assert!(pool.is_final(&all[0], &file) && !pool.is_final(&all[0], &hook));
-    assert!(!pool.is_final(&all[1], &file), "it may not see the repository at all");
-    pool.saw(&all[0], &file);
-    assert!(pool.is_final(&all[0], &file), "another file that is there changes nothing");
-    pool.did_not_see(&[all[0].id], &file);
-    assert!(!pool.is_final(&all[0], &file), "somebody was given what it was not");
-    // Of a repository that nobody sees, once all were asked.
-    let nowhere = wanted("/repos/o/nowhere");
-    pool.nobody_saw(&nowhere);
-    assert!(pool.is_final(&all[0], &nowhere) && pool.is_final(&all[1], &nowhere));
+    assert!(pool.is_final(&all[0], &wanted("/repos/o/r/contents/y")) && !pool.is_final(&all[1], &file));
+    assert!(!pool.is_final(&all[0], &hook(5)), "to see a repository is not to see its hooks");
+    pool.nobody_saw(&hook(999));
+    assert!(pool.is_final(&all[0], &hook(999)) && !pool.is_final(&all[0], &hook(5)));
+    assert!(!pool.is_final(&all[0], &wanted("/orgs/acme/teams")));
+    // Of those who are left, one whose word is final is asked first.
+    all[1].observe(&left(10, 100), 1000);
+    pool.saw(&all[1], &hook(1));
+    assert_eq!(name(pool.choose(&hook(5), &[7], 2000)), "b");
 }
 
 #[test]
-fn who_sees_it_is_waited_for() {
+fn who_knows_better_is_waited_for() {
     let pool = pool(&["a", "b"]);
     let all = pool.accounts();
-    let there = wanted("/repos/o/r");
-    assert_eq!(pool.seer_is_back_in(&there, &[1], 1000), None);
-    pool.saw(&all[0], &there);
+    let of = |route, path: &str| Wanted { route, ..wanted(path) };
+    let (there, file) = (of("GET /repos", "/repos/o/r"), of("GET /r/contents/{path}", "/repos/o/r/contents/x"));
+    let hook = of("GET /hooks", "/repos/o/r/hooks/1");
+    assert_eq!(pool.back_in(&there, &[], 1000), None, "nobody rests");
     all[0].rest(Some("core"), 5000);
-    assert_eq!(pool.seer_is_back_in(&there, &[1], 1000), Some(4000));
-    assert_eq!(pool.seer_is_back_in(&there, &[0, 1], 1000), None);
+    assert_eq!(pool.back_in(&there, &[], 1000), Some(4000));
+    assert_eq!(pool.back_in(&there, &[1], 1000), None, "nothing is known of it");
+    pool.saw(&all[0], &there);
+    assert_eq!(pool.back_in(&file, &[1], 1000), Some(4000), "it sees the repository, and the other does not");
+    pool.saw(&all[1], &there);
+    assert_eq!(pool.back_in(&file, &[1], 1000), None, "both do");
+    pool.saw(&all[0], &file);
+    pool.saw(&all[0], &hook);
+    assert_eq!(pool.back_in(&file, &[1], 1000), None, "and so both see its code");
+    assert_eq!(pool.back_in(&hook, &[1], 1000), Some(4000), "but not its hooks");
+    pool.did_not_see(&[0], &hook);
+    assert_eq!(pool.back_in(&hook, &[1], 1000), None);
 }
 
 #[test]
@@ -103,6 +112,7 @@ fn what_a_request_is_for() {
         ("/graphql", "graphql", None, None),
         ("/repositories/7/issues", "core", None, Some("id/7")),
         ("/user", "core", None, None),
+        ("/repos/O/R/contents/x?ref=main", "core", Some("o"), Some("o/r")),
     ] {
         let wanted = wanted(path);
         let found = (wanted.resource, wanted.owner.as_deref(), wanted.repository.as_deref());

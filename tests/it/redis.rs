@@ -549,6 +549,29 @@ async fn what_one_tap_revoked_stays_so_whoever_writes_the_record() {
 }
 
 #[tokio::test]
+async fn a_revocation_that_redis_refuses_holds() {
+    if is_missing("a_revocation_that_redis_refuses_holds") {
+        return;
+    }
+    let (github, redis) = (GitHub::start().await, Redis::start(&[]));
+    github.set("/repos/o/r", json!({ "id": 1 }));
+    let one = tap(&github, &redis.url(), &["--offline-after=0"]).await;
+    get(&one, "/repos/o/r", "a").await;
+    until_stored(&redis, 1).await;
+    redis.cli(&["CONFIG", "SET", "maxmemory", "1"]);
+    github.remove("/repos/o/r");
+    assert_eq!(get(&one, "/repos/o/r", "a").await.0, 404);
+    tokio::time::sleep(Duration::from_millis(2500)).await;
+    assert_eq!(get(&one, "/repos/o/r", "a").await.0, 404);
+    github.misbehave("*", crate::support::Misbehaviour::Status(503, "x"));
+    assert_eq!(get(&one, "/repos/o/r", "a").await.0, 503);
+    redis.cli(&["CONFIG", "SET", "maxmemory", "0"]);
+    until_ready(&one, true).await;
+    tokio::time::sleep(Duration::from_millis(2500)).await;
+    assert_eq!(get(&one, "/repos/o/r", "a").await.0, 503);
+}
+
+#[tokio::test]
 async fn a_server_that_refuses_writes_is_read() {
     if is_missing("a_server_that_refuses_writes_is_read") {
         return;

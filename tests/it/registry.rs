@@ -309,3 +309,28 @@ async fn pygithub_through_the_proxy_with_a_clients_token() {
     assert_eq!(out, "acme/tool 70\n", "{}", String::from_utf8_lossy(&output.stderr));
     assert!(github.arrived().iter().all(|a| a.headers["authorization"] == "Bearer ghp_pool"));
 }
+
+#[tokio::test]
+async fn a_number_is_of_one_api() {
+    let (dotcom, ghe) = (GitHub::start().await, GitHub::start().await);
+    let link = "<https://api.github.com/repositories/7/issues?page=2>; rel=\"next\"";
+    let page = crate::support::github::Resource {
+        body: b"[1]".to_vec(),
+        fields: vec![("Link".into(), link.into())],
+        ..Default::default()
+    };
+    dotcom.put("/repos/acme/tool/issues", page);
+    ghe.set("/api/v3/repositories/7", json!({ "full_name": "other/secret" }));
+    ghe.set("/api/v3/repositories/7/issues", json!([2]));
+    let (near, far) = (dotcom.plainly().await, ghe.plainly().await);
+    let dir = tempfile::tempdir().unwrap();
+    let pool = dir.path().join("pool.toml");
+    std::fs::write(&pool, format!("[[pat]]\nname = \"far\"\ntoken = \"ghp_far\"\nhost = \"{far}\"\n")).unwrap();
+    let upstream = format!("--upstream=http://{near},http://{far}/api/v3");
+    let (_, tap) = start(&[&upstream, &format!("--pool-file={}", pool.display())]).await;
+    let mut client = Client::plain(&tap).await;
+    let token = "token client-reader";
+    assert_eq!(ask(&mut client, "GET", "/repos/acme/tool/issues", token).await.status, 200);
+    assert_eq!(ask(&mut client, "GET", "/api/v3/repositories/7/issues", token).await.status, 403);
+    assert!(ghe.arrived().iter().all(|a| a.target == "/api/v3/repositories/7"));
+}

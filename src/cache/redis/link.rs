@@ -28,10 +28,12 @@ pub(super) enum Connection {
 
 impl Connection {
     pub async fn command(&mut self, command: &Cmd) -> RedisResult<Value> {
-        match self {
-            Connection::Single(c) => c.req_packed_command(command).await,
-            Connection::Cluster(c) => c.req_packed_command(command).await,
-        }
+        let answered = match self {
+            Connection::Single(c) => c.req_packed_command(command).await?,
+            Connection::Cluster(c) => c.req_packed_command(command).await?,
+        };
+        // A refusal comes as a value.
+        answered.extract_error()
     }
 
     async fn pipeline(&mut self, pipeline: &Pipeline) -> RedisResult<()> {
@@ -136,21 +138,35 @@ impl Link {
         let patience = self.timeout.max(Duration::from_secs(1));
         let answered = tokio::time::timeout(patience, connection.pipeline(pipeline)).await;
         let answered = answered.unwrap_or_else(|_| Err(timed_out()));
-        match &answered {
-            Ok(()) => *self.refusing.lock() = None,
-            // It has answered: what it does not do is write.
-            Err(error) if error.code().is_some() && !is_demoted(error) => {
-                let why = plain(error);
-                if self.refusing.lock().replace(why.clone()).is_none()
-                    && let Some(server) = &self.name
-                {
-                    tracing::warn!(server, error = why, "Redis takes no writes; nothing new is stored");
-                }
-                return Err(io::Error::other(plain(error)));
-            }
-            Err(_) => {}
+        if answered.is_ok() {
+            *self.refusing.lock() = None;
         }
         self.judge(answered)
+    }
+
+    fn failed(&self, error: &RedisError) {
+        let demoted = is_demoted(error);
+        let lost = error.is_io_error() || error.is_connection_dropped() || error.is_timeout();
+        if !demoted && !lost {
+            // It has answered: what it does not do is write, most likely.
+            let why = plain(error);
+            if self.refusing.lock().replace(why.clone()).is_none()
+                && let Some(server) = &self.name
+            {
+                tracing::warn!(server, error = why, "Redis takes no writes; nothing new is stored");
+            }
+            return;
+        }
+        *self.trouble.lock() = plain(error);
+        self.failing.store(true, Ordering::Relaxed);
+        if lost {
+            let rest = self.now() + u64::try_from(REST.as_millis()).unwrap_or(0);
+            self.rests_until.store(rest, Ordering::Relaxed);
+        }
+        self.wanted.notify_one();
+        if demoted || (error.is_connection_dropped() && !matches!(self.maker, Maker::Cluster(_))) {
+            *self.current.write() = None;
+        }
     }
 
     /// The connection, if there is one that has not just failed.
@@ -175,25 +191,6 @@ impl Link {
             Err(error) => {
                 self.failed(&error);
                 Err(io::Error::other(plain(&error)))
-            }
-        }
-    }
-
-    fn failed(&self, error: &RedisError) {
-        *self.trouble.lock() = plain(error);
-        self.failing.store(true, Ordering::Relaxed);
-        // A master that has become a replica, or a connection that is none any more: find the right one.
-        let demoted = is_demoted(error);
-        let lost = error.is_io_error() || error.is_connection_dropped() || error.is_timeout();
-        // A server that refuses writes answers at once, and reads go on.
-        if lost {
-            let rest = self.now() + u64::try_from(REST.as_millis()).unwrap_or(0);
-            self.rests_until.store(rest, Ordering::Relaxed);
-        }
-        if demoted || lost {
-            self.wanted.notify_one();
-            if demoted || (error.is_connection_dropped() && !matches!(self.maker, Maker::Cluster(_))) {
-                *self.current.write() = None;
             }
         }
     }

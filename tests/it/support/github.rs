@@ -244,7 +244,11 @@ impl GitHub {
 
     /// Somebody else uses a credential's quota, who does not go through the tap.
     pub fn use_quota(&self, token: &str, requests: u64) {
-        *self.state.lock().unwrap().used.entry(format!("token {token}")).or_default() += requests;
+        self.use_quota_of(&format!("token {token}"), requests);
+    }
+
+    pub fn use_quota_of(&self, authorization: &str, requests: u64) {
+        *self.state.lock().unwrap().used.entry(authorization.to_owned()).or_default() += requests;
     }
 
     /// A credential may use so many requests.
