@@ -129,7 +129,7 @@ pub fn max_age(headers: &HeaderMap) -> u32 {
 }
 
 /// A directive of `Cache-Control` and its argument, if it is there.
-fn directive(headers: &HeaderMap, name: &str) -> Option<String> {
+pub fn directive(headers: &HeaderMap, name: &str) -> Option<String> {
     let lines = headers.get_all(header::CACHE_CONTROL).iter().filter_map(|v| v.to_str().ok());
     lines.flat_map(|line| line.split(',')).find_map(|part| {
         let (key, value) = part.split_once('=').unwrap_or((part, ""));

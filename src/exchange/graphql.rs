@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use aws_lc_rs::digest;
 use bytes::Bytes;
-use http::{HeaderMap, StatusCode, header};
+use http::{StatusCode, header};
 use moka::sync::Cache;
 
 use super::answer::{Answer, Marks, Shared};
@@ -14,6 +14,7 @@ use super::content::Content;
 use super::tally::Trace;
 use super::{Exchange, SMALL};
 use crate::body::{self, Body, gunzip};
+use crate::cache::policy::{Bypass, directive};
 use crate::calls::Outcome;
 use crate::fields;
 use crate::github::credentials::{CredentialId, api_path};
@@ -57,11 +58,8 @@ impl Exchange {
 
     /// Reads a gathered request.
     pub(super) fn read_graphql(asked: &Asked, content: &Content) -> Read {
-        let json = asked
-            .headers
-            .get(header::CONTENT_TYPE)
-            .is_none_or(|v| memchr::memmem::find(v.as_bytes(), b"json").is_some());
-        if !json {
+        let mut kinds = asked.headers.get_all(header::CONTENT_TYPE).iter();
+        if !(kinds.next().is_none_or(fields::is_json) && kinds.next().is_none()) {
             return Err("its Content-Type is not JSON");
         }
         if asked.headers.contains_key(header::CONTENT_ENCODING) {
@@ -91,7 +89,7 @@ impl Exchange {
             return answer;
         }
         let reads = asked.pooled.is_some() || key.is_some() || request.is_some_and(|r| r.asks_rate_limit);
-        let mut answer = self.forward(asked, trace, content, crate::cache::policy::Bypass::Method).await;
+        let mut answer = self.forward(asked, trace, content, Bypass::Method).await;
         if !reads {
             self.metrics.operation(&label, trace.points());
             return answer;
@@ -158,7 +156,7 @@ impl Exchange {
     /// What makes two queries alike: who asks, at which host, with which fields, for what.
     fn answer_key(&self, asked: &Asked, content: &Content) -> Option<Key> {
         self.answers.0.as_ref()?;
-        if has_no_store(&asked.headers) {
+        if ["no-store", "no-cache"].iter().any(|name| directive(&asked.headers, name).is_some()) {
             return None;
         }
         let mut context = digest::Context::new(&digest::SHA256);
@@ -184,9 +182,4 @@ impl Exchange {
 /// Whether a request field may change the answer: all but those that are known not to.
 fn varies(name: &header::HeaderName) -> bool {
     ![header::AUTHORIZATION, header::COOKIE, header::HOST, header::CONTENT_LENGTH, header::VIA].contains(name)
-}
-
-fn has_no_store(headers: &HeaderMap) -> bool {
-    let lines = headers.get_all(header::CACHE_CONTROL).iter().filter_map(|v| v.to_str().ok());
-    lines.flat_map(|l| l.split(',')).any(|d| ["no-store", "no-cache"].iter().any(|n| d.trim().eq_ignore_ascii_case(n)))
 }

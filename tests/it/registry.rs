@@ -147,6 +147,12 @@ async fn graphql_is_by_operation() {
         ("/graphql", json, "query=mutation{a}".into(), 403),
         ("/graphql?query=mutation{a}", json, query("query A { a }"), 403),
         ("/graphql", [("Content-Type", "application/x-www-form-urlencoded"), json[1]], query("query A { a }"), 403),
+        (
+            "/graphql",
+            [("Content-Type", "application/x-www-form-urlencoded; x=json"), json[1]],
+            query("query A { a }"),
+            403,
+        ),
         ("/%67raphql", json, query("mutation A { a }"), 403),
         ("/%67raphql", json, query("query A { a }"), 201),
     ] {
