@@ -114,13 +114,12 @@ impl Exchange {
         }
         let is_jwt = asked.headers.get(header::AUTHORIZATION).is_some_and(|v| is_jwt(v.as_bytes()));
         let path = if is_jwt { "/app" } else { "/user" };
-        let base = if asked.path().starts_with("/api/v3/") || asked.path() == "/api/graphql" { "/api/v3" } else { "" };
+        let base = asked.api_base();
         let Some(mut question) = asked.for_page(self, &format!("{base}{path}")) else {
             return Err(Answer::failed(Error::BadRequest("the path is not valid".into())));
         };
         question.headers = own_fields(&asked.headers);
-        question.accepts_gzip = false;
-        question.accept_encoding = None;
+        question.is_plain_only();
         let answer = Box::pin(self.through_cache(&question, trace)).await;
         match answer.status {
             StatusCode::OK => match self.credentials.principal(asked.credential) {

@@ -127,6 +127,11 @@ impl Exchange {
 }
 
 impl Asked {
+    /// What the paths of the API that is asked begin with: `/api/v3` on a server of one's own.
+    pub fn api_base(&self) -> &'static str {
+        if api_path(self.path()) == self.path() { "" } else { "/api/v3" }
+    }
+
     /// Content is to come without a coding: somebody has to read it on its way.
     pub fn is_plain_only(&mut self) {
         self.accepts_gzip = false;

@@ -89,7 +89,7 @@ impl Exchange {
         if number.is_empty() || number.len() > 20 || !number.bytes().all(|b| b.is_ascii_digit()) {
             return None;
         }
-        let base = if api_path(asked.path()) == asked.path() { "" } else { "/api/v3" };
+        let base = asked.api_base();
         let mut question = asked.for_page(self, &format!("{base}/repositories/{number}"))?;
         question.is_plain_only();
         question.headers = allow::own_fields(&asked.headers);

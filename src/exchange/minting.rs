@@ -12,7 +12,6 @@ use super::asked::Asked;
 use super::tally::Trace;
 use super::{AGENT, Exchange, now_ms};
 use crate::body::{self, RequestBody};
-use crate::github::credentials::api_path;
 use crate::pool::account::{Installation, Secret};
 use crate::pool::{Account, App, Kind, Wanted};
 
@@ -189,7 +188,7 @@ impl Exchange {
         asked: &Asked,
         trace: &Trace<'_>,
     ) -> Result<(StatusCode, Bytes), String> {
-        let base = if api_path(asked.path()) == asked.path() { "" } else { "/api/v3" };
+        let base = asked.api_base();
         let mut ours = asked.for_page(self, &format!("{base}{path}")).ok_or("the path is not valid")?;
         ours.route = self.routes.find(&method, path.split('?').next().unwrap_or(path));
         ours.method = method;

@@ -119,10 +119,6 @@ impl Pool {
         Ok(pool)
     }
 
-    pub fn is_empty(&self) -> bool {
-        self.accounts.read().is_empty() && self.apps.is_empty()
-    }
-
     fn add(
         &self,
         accounts: &mut Vec<Arc<Account>>,
